@@ -1,0 +1,77 @@
+# Everything a fresh Debian machine needs is set up by `make run` or `make test`.
+# `make help` says what there is.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := build/stamps
+NATIVE := $(wildcard _native/*)
+CATALOG := $(wildcard configs/catalog/*.h configs/catalog/*/*)
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Show this list
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+.PHONY: run
+run: set-up ## Start the agent on the shipped catalog; says where to look
+	@packaging/setup/as-root $(BIN)/skep agent --config.file=configs/run.yaml
+
+.PHONY: test
+test: set-up-test ## Run every test (needs root for the kernel tests: uses sudo if there is one)
+	@packaging/setup/as-root $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+.PHONY: check
+check: set-up-test ## Format, lint, types, import contracts, fast tests: under a minute
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/unit tests/tables
+
+.PHONY: bench
+bench: set-up-test ## Measure; prints the table and writes build/bench.json
+	@packaging/setup/as-root $(BIN)/python -m tests.bench
+
+.PHONY: set-up
+set-up: $(STAMPS)/system-run $(STAMPS)/native build/catalog/index.json
+
+.PHONY: set-up-test
+set-up-test: $(STAMPS)/system-test $(STAMPS)/dev build/catalog/index.json
+
+$(STAMPS)/system-%: packaging/setup/system-packages
+	@mkdir -p $(STAMPS)
+	@packaging/setup/system-packages $*
+	@touch $@
+
+$(BIN)/python: | $(STAMPS)/system-run
+	@echo "skep set-up: virtual environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --upgrade pip
+
+# Editable: Python files are used in place, the extensions are built beside them.
+$(STAMPS)/native: pyproject.toml setup.py $(NATIVE) | $(BIN)/python
+	@echo "skep set-up: Python packages and native extensions"
+	@mkdir -p $(STAMPS)
+	@$(BIN)/pip install --quiet "cython>=3.1" "setuptools>=77"
+	@$(BIN)/pip install --quiet --no-build-isolation --editable .
+	@touch $@
+
+$(STAMPS)/dev: $(STAMPS)/native | $(STAMPS)/system-test
+	@$(BIN)/pip install --quiet --group dev
+	@touch $@
+
+build/catalog/index.json: $(STAMPS)/native $(CATALOG)
+	@echo "skep set-up: catalog objects"
+	@$(BIN)/skep build --catalog configs/catalog build/catalog
+	@touch $@
+
+.PHONY: dist
+dist: set-up ## Build the wheel and the source archive into dist/
+	@$(BIN)/pip install --quiet build
+	@$(BIN)/python -m build
+
+.PHONY: clean
+clean: ## Remove what was built; keeps the image store
+	rm -rf build dist $(VENV) *.egg-info exporter/*/*.so

@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What the frame (collect) shows its readers (export): a table of series, each a
+ * row of 64-bit cells, with its label text and OTLP attribute bytes rendered
+ * once when the series was first seen. The capsule named SKEP_FRAME_VIEW holds a
+ * pointer to struct skep_frame_view; it is valid while the frame's owner holds
+ * the frame's lock, and readers change nothing.
+ */
+#ifndef SKEP_FRAME_H
+#define SKEP_FRAME_H
+
+#include <stdint.h>
+
+#define SKEP_FRAME_VIEW "skep.frame_view"
+#define SKEP_FRAME_VERSION 1u
+
+enum skep_cell_type { SKEP_CELL_U64 = 0, SKEP_CELL_I64 = 1, SKEP_CELL_F64 = 2 };
+
+/* A series that is not live keeps its place (its row may come back) and is not exported. */
+enum { SKEP_SERIES_LIVE = 1u, SKEP_SERIES_OVERFLOW = 2u };
+
+struct skep_series {
+	uint64_t start_ns;   /* CLOCK_REALTIME ns: the count began here */
+	uint64_t text;       /* offset in the arena: label text, then attribute bytes */
+	uint32_t labels_len; /* bytes of `name="value",…`, escaped, no braces, may be 0 */
+	uint32_t attrs_len;  /* bytes of repeated KeyValue, each with tag 0x3a (field 7) and length */
+	uint32_t changed_s;  /* seconds after the frame's epoch of the last change */
+	uint32_t flags;
+};
+
+struct skep_frame_view {
+	uint32_t version;          /* SKEP_FRAME_VERSION */
+	uint32_t series_count;     /* entries in `series`, live or not */
+	uint32_t cells_per_series; /* of all the frame's instruments together */
+	uint32_t reserved;
+	const struct skep_series *series;
+	const uint64_t *cells; /* series i owns cells[i * cells_per_series ...] */
+	const uint8_t *arena;
+};
+
+#endif

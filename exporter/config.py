@@ -1,0 +1,146 @@
+"""The agent's YAML: its types, their defaults, and (``parse``, ``load``) how text becomes them.
+
+Everything downstream reads these frozen types; nothing downstream reads YAML.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one image may use.
+
+    Attributes:
+        series: Live series over all of its metrics; more are folded into one overflow series a metric.
+        events_per_s: Records exported per second and stream; more are dropped and counted.
+        map_memory: Bytes its maps may take, computed before load.
+    """
+
+    series: int = 10_000
+    events_per_s: int = 10_000
+    map_memory: int = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class MetricConfig:
+    """What the operator changes about one metric, keyed by its Prometheus name."""
+
+    enabled: bool | None = None
+    rename: str = ""
+    help: str = ""
+    drop_labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EventConfig:
+    """What the operator changes about one event, keyed by its OpenTelemetry name."""
+
+    enabled: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AttachConfig:
+    """Where one program attaches instead of where its section name says.
+
+    Only the keys that fit the program's type may be set; empty means: as in the section.
+    """
+
+    target: str = ""
+    interfaces: tuple[str, ...] = ()
+    binary: str = ""
+    pid: int = 0
+    cgroup: str = ""
+    frequency_hz: int = 0
+    period: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ImageConfig:
+    """One entry of ``images``.
+
+    Attributes:
+        name: Unique; default the last part of the reference without tag and digest.
+        ref: As written; ``image.reference.parse_reference`` reads it.
+        pull: ``if-not-present``, ``always`` or ``never``.
+        required: Whether readiness waits for it.
+        partial: ``run`` or ``refuse``, when some of its programs cannot attach.
+        labels: Constant labels on every series and event.
+        globals: Values for ``const volatile`` globals by C name, checked against BTF.
+    """
+
+    name: str
+    ref: str
+    pull: str = "if-not-present"
+    required: bool = False
+    partial: str = "run"
+    enabled: bool = True
+    labels: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, MetricConfig] = field(default_factory=dict)
+    events: Mapping[str, EventConfig] = field(default_factory=dict)
+    globals: Mapping[str, int | bool | float | str] = field(default_factory=dict)
+    attach: Mapping[str, AttachConfig] = field(default_factory=dict)
+    limits: Limits = field(default_factory=Limits)
+    expire_after_s: float = 3600.0
+    file: str = ""
+    line: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryConfig:
+    """How to talk to one registry, keyed by host[:port]."""
+
+    ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
+    auth_file: str = ""
+    plain_http: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RetryConfig:
+    """Full-jitter exponential retry of an image that could not run, in seconds."""
+
+    first_s: float = 5.0
+    max_s: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class OtlpConfig:
+    """Where OTLP goes; no endpoint means it goes nowhere."""
+
+    endpoint: str = ""
+    protocol: str = "http/protobuf"
+    headers: Mapping[str, str] = field(default_factory=dict)
+    timeout_s: float = 10.0
+    compression: str = "gzip"
+    ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
+    metrics_enabled: bool = True
+    metrics_interval_s: float = 60.0
+    logs_enabled: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class StoreConfig:
+    """Where images are kept; an empty path means the default of this user."""
+
+    path: str = ""
+    keep: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig:
+    """A whole configuration, every default applied."""
+
+    images: tuple[ImageConfig, ...] = ()
+    registries: Mapping[str, RegistryConfig] = field(default_factory=dict)
+    retry: RetryConfig = field(default_factory=RetryConfig)
+    resource_attributes: Mapping[str, str] = field(default_factory=dict)
+    otlp: OtlpConfig = field(default_factory=OtlpConfig)
+    store: StoreConfig = field(default_factory=StoreConfig)

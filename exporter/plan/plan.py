@@ -1,0 +1,203 @@
+"""What will be measured: every name, unit, label, bucket and limit settled; made without a kernel.
+
+A :class:`Plan` is what ``skep plan`` prints, what ``collect`` compiles into field
+operations, and what the agent turns into a load request.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from exporter.config import AttachConfig
+from exporter.model import Instrument, Scope
+
+DECODERS: frozenset[str] = frozenset(
+    {
+        "uint", "int", "bool", "float", "hex", "string", "bytes", "enum", "ipv4", "ipv6", "ip", "port", "port_be", "duration",
+        "time", "errno", "syscall", "signal", "uid", "device", "interface", "ksym",
+        "cgroup", "cgroup.unit", "cgroup.slice", "cgroup.container", "cgroup.pod",
+    }
+)  # fmt: skip
+"""Names of label decoders.
+
+``duration`` gives seconds from ns, ``time`` RFC 3339 from ``bpf_ktime_get_ns``,
+``port_be`` swaps network order, ``ip`` is 4 or 16 bytes, ``device`` a kernel
+``dev_t`` (major << 20 | minor). An empty result means: no such label.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelRule:
+    """One label of a series, or one attribute of an event.
+
+    Attributes:
+        name: OpenTelemetry attribute name.
+        decoder: One of :data:`DECODERS`.
+        offset_bits, size_bits: Where in the key (of a table) or record (of a stream).
+        signed: Of the integer the decoder gets.
+        values: ``(value, text)`` for ``enum``; other values are shown as decimals.
+        enum_name: The kernel enum to ask for its values at load, or ``""``.
+    """
+
+    name: str
+    decoder: str
+    offset_bits: int
+    size_bits: int
+    signed: bool = False
+    values: tuple[tuple[int, str], ...] = ()
+    enum_name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ValueRule:
+    """Where a number lies in a row's value (or, of a slot, in its key): little-endian.
+
+    Attributes:
+        size_bits: 1 to 64; a float is 32 or 64.
+    """
+
+    offset_bits: int
+    size_bits: int
+    signed: bool = False
+    is_float: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HistogramRule:
+    """How a row's bytes become the cells of a histogram.
+
+    Exactly one of ``slot`` and ``slots`` is set.
+
+    Attributes:
+        slot: Slot keys: where in the *key* the slot number lies; the row's value counts it.
+            A slot beyond the last is counted in the last.
+        slots: Slot arrays: where in the *value* element 0 lies; ``slot_count`` of them follow each other.
+        slot_count: Equals ``len(instrument.bounds) + 1``.
+        count: Slot keys: where in the value the count lies.
+        sum: Where in the value the sum lies, if there is one.
+    """
+
+    slot: ValueRule | None
+    slots: ValueRule | None
+    slot_count: int
+    count: ValueRule | None = None
+    sum: ValueRule | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MetricPlan:
+    """One instrument and where its cells come from: ``value`` for counter and gauge, else ``histogram``."""
+
+    instrument: Instrument
+    value: ValueRule | None = None
+    histogram: HistogramRule | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TablePlan:
+    """One frame: the rows of one map, its labels, and the metrics that have exactly these labels.
+
+    A map whose metrics keep different labels has several tables.
+
+    Attributes:
+        map: Map name in the object.
+        key_size, value_size: Bytes of a row (of one CPU's slot, if per-CPU).
+        per_cpu: Values are summed over CPUs.
+        labels: In the order they are shown; those dropped by configuration are absent, and rows
+            that then have equal labels are summed.
+        constant_labels: Added to every series, after ``labels``.
+        skip_zero_rows: Array maps: a row whose counts were never above zero has no series.
+        expire_idle: Some label's values come and go (addresses, cgroups, ids): a series unchanged
+            for ``expire_after_s`` is not shown until it changes. Else a series leaves only when its
+            row has been gone for that long. A gauge leaves with its row.
+        series_limit: Of the image; the agent shares it among the image's tables.
+    """
+
+    map: str
+    key_size: int
+    value_size: int
+    per_cpu: bool
+    labels: tuple[LabelRule, ...]
+    metrics: tuple[MetricPlan, ...]
+    constant_labels: tuple[tuple[str, str], ...] = ()
+    skip_zero_rows: bool = False
+    expire_idle: bool = False
+    expire_after_s: float = 3600.0
+    series_limit: int = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class StreamPlan:
+    """One ring whose records become events.
+
+    Attributes:
+        event_name: OpenTelemetry event name, dotted.
+        attributes: Of each record.
+        time: Where the record keeps its ``bpf_ktime_get_ns``; without it the time of reading is used.
+        record_size: Bytes of the declared type; shorter records are counted as failed.
+        severity: OpenTelemetry severity number, 9 is INFO.
+        lost_map: A per-CPU or plain array of one u64 in which the program counts failed reserves, or "".
+        enabled: A disabled stream is drained and not exported (its program may be told by a global not to fill it).
+    """
+
+    map: str
+    event_name: str
+    attributes: tuple[LabelRule, ...]
+    record_size: int
+    description: str = ""
+    time: ValueRule | None = None
+    severity: int = 9
+    lost_map: str = ""
+    events_per_s: int = 10_000
+    constant_labels: tuple[tuple[str, str], ...] = ()
+    enabled: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class GlobalPlan:
+    """A ``const volatile`` global to be written before load: ``value`` is its whole bytes."""
+
+    name: str
+    section: str
+    offset: int
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramPlan:
+    """A program to load, and where to attach it; ``attach`` is None for: as its section says."""
+
+    name: str
+    section: str
+    attach: AttachConfig | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MapPlan:
+    """What must be changed about a map before it is created."""
+
+    name: str
+    clear_value_size: bool = False
+    max_entries: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything about one image.
+
+    Attributes:
+        scope: OTel scope: the image's configured name and its version.
+        map_memory: Bytes its maps will take, estimated upwards, for ``possible_cpus`` CPUs of the host.
+        notes: What a person should know: maps not exported and why, architecture of the estimate.
+    """
+
+    scope: Scope
+    tables: tuple[TablePlan, ...]
+    streams: tuple[StreamPlan, ...]
+    programs: tuple[ProgramPlan, ...]
+    maps: tuple[MapPlan, ...] = ()
+    globals: tuple[GlobalPlan, ...] = ()
+    partial: str = "run"
+    map_memory: int = 0
+    description: str = ""
+    notes: tuple[str, ...] = ()
