@@ -16,15 +16,18 @@
 
 enum skep_cell_type { SKEP_CELL_U64 = 0, SKEP_CELL_I64 = 1, SKEP_CELL_F64 = 2 };
 
-/* A series that is not live keeps its place (its row may come back) and is not exported. */
-enum { SKEP_SERIES_LIVE = 1u, SKEP_SERIES_OVERFLOW = 2u };
+/* A series that is not live keeps its place (its row may come back) and is not exported.
+ * ROWLESS is only set in frames that have a gauge beside other instruments: the series'
+ * row is gone, so its gauges are not exported (their cells are 0) while its counters and
+ * histograms still are. Bits not named here belong to the frame. */
+enum { SKEP_SERIES_LIVE = 1u, SKEP_SERIES_OVERFLOW = 2u, SKEP_SERIES_ROWLESS = 4u };
 
 struct skep_series {
 	uint64_t start_ns;   /* CLOCK_REALTIME ns: the count began here */
 	uint64_t text;       /* offset in the arena: label text, then attribute bytes */
 	uint32_t labels_len; /* bytes of `name="value",…`, escaped, no braces, may be 0 */
 	uint32_t attrs_len;  /* bytes of repeated KeyValue, each with tag 0x3a (field 7) and length */
-	uint32_t changed_s;  /* seconds after the frame's epoch of the last change */
+	uint32_t changed_s;  /* seconds after the frame's start of the last change, or of its row's leaving */
 	uint32_t flags;
 };
 

@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "stream.h"
+
+enum { FRAMING = -3 };
+
+/* A token is a thousand millionth of an event, so that a rate per second refills whole tokens every nanosecond. */
+#define EVENT_TOKENS 1000000000ull
+#define MOST_PER_S 1000000000ull
+
+struct skep_stream {
+	struct skep_stream_config config;
+	struct skep_label_context context;
+	struct skep_buf record;
+	uint64_t tokens;
+	uint64_t filled_ns;
+	uint64_t cache_ns;
+};
+
+/* A bucket that holds one second's worth; a clock that steps back refills nothing. */
+static void refill(struct skep_stream *stream, uint64_t now_ns)
+{
+	uint64_t rate = stream->config.events_per_s, full = rate * EVENT_TOKENS;
+	uint64_t elapsed = now_ns > stream->filled_ns ? now_ns - stream->filled_ns : 0;
+
+	stream->filled_ns = now_ns;
+	if (elapsed >= 1000000000u || full - stream->tokens <= elapsed * rate)
+		stream->tokens = full;
+	else
+		stream->tokens += elapsed * rate;
+}
+
+static uint8_t *write_fixed64(uint8_t *at, uint8_t tag, uint64_t value)
+{
+	*at++ = tag;
+	memcpy(at, &value, 8);
+	return at + 8;
+}
+
+/* opentelemetry/proto/logs/v1/logs.proto: ScopeLogs {log_records = 2}, LogRecord {time_unix_nano = 1,
+ * severity_number = 2, attributes = 6, observed_time_unix_nano = 11, event_name = 12}. */
+static int open_otlp(struct skep_stream *stream, uint64_t time_ns)
+{
+	const struct skep_stream_config *config = &stream->config;
+	uint8_t time[9];
+
+	stream->record.len = 0;
+	write_fixed64(time, 0x09, time_ns);
+	if (skep_buf_put(&stream->record, time, sizeof(time)))
+		return -1;
+	return skep_buf_put(&stream->record, config->labels.pool + config->severity.offset, config->severity.len);
+}
+
+static int close_otlp(struct skep_stream *stream, uint64_t now_ns, struct skep_buf *out)
+{
+	const struct skep_stream_config *config = &stream->config;
+	struct skep_buf *record = &stream->record;
+	uint8_t observed[9], head[11];
+
+	write_fixed64(observed, 0x59, now_ns);
+	if (skep_buf_put(record, config->labels.pool + config->labels.constant_otlp.offset,
+			 config->labels.constant_otlp.len) ||
+	    skep_buf_put(record, observed, sizeof(observed)) ||
+	    skep_buf_put(record, config->labels.pool + config->event_name.offset, config->event_name.len))
+		return -1;
+	head[0] = 0x12;
+	size_t head_len = (size_t)(skep_varint_write(head + 1, record->len) - head);
+	if (skep_buf_reserve(out, head_len + record->len))
+		return -1;
+	memcpy(out->data + out->len, head, head_len);
+	memcpy(out->data + out->len + head_len, record->data, record->len);
+	out->len += head_len + record->len;
+	return 0;
+}
+
+static int open_json(struct skep_stream *stream, uint64_t time_ns, struct skep_buf *out)
+{
+	const struct skep_stream_config *config = &stream->config;
+	char time[SKEP_RFC3339_ROOM];
+	size_t len = skep_rfc3339((int64_t)time_ns, time);
+
+	if (skep_buf_put(out, "{\"time\":\"", 9) || skep_buf_put(out, time, len))
+		return -1;
+	return skep_buf_put(out, config->labels.pool + config->json_name.offset, config->json_name.len);
+}
+
+static int close_json(struct skep_stream *stream, int some, struct skep_buf *out)
+{
+	const struct skep_labels *labels = &stream->config.labels;
+
+	if (labels->constant_json.len && some && skep_buf_byte(out, ','))
+		return -1;
+	if (skep_buf_put(out, labels->pool + labels->constant_json.offset, labels->constant_json.len))
+		return -1;
+	return skep_buf_put(out, "}}\n", 3);
+}
+
+static int decode(struct skep_stream *stream, const uint8_t *data, uint64_t now_ns, struct skep_buf *otlp,
+		  struct skep_buf *json)
+{
+	const struct skep_stream_config *config = &stream->config;
+	uint64_t time_ns = now_ns;
+	struct skep_value value;
+	int failed, some = 0;
+
+	if (config->time_size_bits) {
+		uint64_t ktime = skep_read_bits(data, config->time_offset_bits, config->time_size_bits);
+		if (ktime)
+			time_ns = ktime + (uint64_t)stream->context.realtime_minus_monotonic_ns;
+	}
+	if ((otlp && open_otlp(stream, time_ns)) || (json && open_json(stream, time_ns, json)))
+		return -1;
+	for (uint32_t i = 0; i < config->labels.count; i++) {
+		const struct skep_label_rule *rule = &config->labels.rules[i];
+		failed = skep_label_value(&config->labels, rule, data, &stream->context, &value);
+		if (failed)
+			return failed;
+		if (!value.len)
+			continue;
+		if (otlp && skep_write_otlp(&config->labels, rule, &value, 0x32, &stream->record))
+			return -1;
+		if (json && ((some && skep_buf_byte(json, ',')) || skep_write_json(&config->labels, rule, &value, json)))
+			return -1;
+		some = 1;
+	}
+	if ((otlp && close_otlp(stream, now_ns, otlp)) || (json && close_json(stream, some, json)))
+		return -1;
+	return 0;
+}
+
+int skep_stream_decode(struct skep_stream *stream, const uint8_t *records, size_t len, uint64_t now_ns,
+		       int64_t realtime_minus_monotonic_ns, struct skep_buf *otlp, struct skep_buf *json,
+		       struct skep_stream_counts *counts)
+{
+	stream->context.realtime_minus_monotonic_ns = realtime_minus_monotonic_ns;
+	if (now_ns - stream->cache_ns > 10000000000u) {
+		skep_cache_clear(stream->context.cache);
+		stream->cache_ns = now_ns;
+	}
+	refill(stream, now_ns);
+	while (len) {
+		struct skep_record header;
+		if (len < sizeof(header))
+			return FRAMING;
+		memcpy(&header, records, sizeof(header));
+		uint64_t step = SKEP_RECORD_STEP(header.length);
+		if (len < step)
+			return FRAMING;
+		counts->received++;
+		if (!stream->config.enabled) {
+			counts->dropped_disabled++;
+		} else if (header.length < stream->config.record_size) {
+			counts->failed++;
+		} else if (stream->tokens < EVENT_TOKENS) {
+			counts->dropped_rate++;
+		} else {
+			size_t otlp_len = otlp ? otlp->len : 0, json_len = json ? json->len : 0;
+			int failed = decode(stream, records + sizeof(header), now_ns, otlp, json);
+			if (failed) {
+				/* Half a record must not be left behind. */
+				if (otlp)
+					otlp->len = otlp_len;
+				if (json)
+					json->len = json_len;
+				return failed;
+			}
+			stream->tokens -= EVENT_TOKENS;
+			counts->exported++;
+		}
+		records += step;
+		len -= step;
+	}
+	return 0;
+}
+
+struct skep_stream *skep_stream_new(const struct skep_stream_config *config)
+{
+	struct skep_stream *stream = calloc(1, sizeof(*stream));
+	int slow = 0;
+
+	if (!stream)
+		return NULL;
+	for (uint32_t i = 0; i < config->labels.count; i++)
+		slow |= config->labels.rules[i].decoder == SKEP_SLOW;
+	if (slow && !(stream->context.cache = skep_cache_new())) {
+		free(stream);
+		return NULL;
+	}
+	stream->config = *config;
+	if (stream->config.events_per_s > MOST_PER_S)
+		stream->config.events_per_s = MOST_PER_S;
+	stream->tokens = stream->config.events_per_s * EVENT_TOKENS;
+	stream->context.resolve = config->resolve;
+	stream->context.resolve_context = config->resolve_context;
+	return stream;
+}
+
+void skep_stream_free(struct skep_stream *stream)
+{
+	if (!stream)
+		return;
+	skep_buf_free(&stream->record);
+	skep_buf_free(&stream->context.scratch);
+	skep_cache_free(stream->context.cache);
+	free(stream->config.labels.rules);
+	free(stream->config.labels.table);
+	free(stream->config.labels.pool);
+	free(stream);
+}

@@ -1,0 +1,380 @@
+"""From the bytes of a key or record to labels, attributes and JSON members.
+
+:func:`compile_labels` turns a plan's rules into numbers for ``labels.c``, which
+runs them over whole batches. The other functions are its twin: they state in
+Python what each decoder means, and property tests hold the two equal.
+
+A label's value is an ``int``, a ``bool`` or a ``str``. Prometheus shows its text.
+OTLP gets ``int_value`` for ``uint``, ``int``, ``port`` and ``port_be`` (text where
+63 bits do not hold it), ``bool_value`` for ``bool``, ``string_value`` for all else.
+JSON has numbers, ``true`` and ``false``, strings. Empty text: no such label, anywhere.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import math
+import os
+import struct
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from exporter.collect.names import ERRNO, SIGNALS, SYSCALLS
+from exporter.errors import PlanError
+from exporter.model import prometheus_label
+from exporter.plan.plan import LabelRule
+
+Value = int | bool | str
+Resolve = Callable[[str, int], str]
+Enums = Mapping[str, Mapping[str, int]]
+Span = tuple[int, int]
+
+SLOW = ("uid", "device", "interface", "ksym", "cgroup", "cgroup.unit", "cgroup.slice", "cgroup.container", "cgroup.pod")
+"""Decoders that ask the machine, through a bounded cache; the order numbers them."""
+
+ATTRIBUTE_OF_POINT = 0x3A
+"""Tag of ``NumberDataPoint.attributes``, field 7."""
+ATTRIBUTE_OF_LOG = 0x32
+"""Tag of ``LogRecord.attributes``, field 6."""
+
+# Numbers are shared with ``enum skep_decoder`` in labels.h.
+_CODES = {
+    "uint": 0, "int": 1, "bool": 2, "float": 3, "hex": 4, "string": 5, "bytes": 6, "enum": 7, "errno": 7, "syscall": 7,
+    "signal": 7, "ipv4": 8, "ipv6": 9, "ip": 10, "port": 11, "port_be": 12, "duration": 13, "time": 14,
+} | dict.fromkeys(SLOW, 15)  # fmt: skip
+_SIGNED = 1
+_MAGNITUDE = 2
+_U64 = (1 << 64) - 1
+_WIDE = {"uint", "int", "hex"}
+_SIZES = {"float": (32, 64), "ipv4": (32,), "ipv6": (32, 128), "ip": (32, 128)}
+
+
+# ---- what the decoders mean ----
+
+
+def enum_values(rule: LabelRule, enums: Enums) -> dict[int, str]:
+    """The numbers and texts of an enum, those of the running kernel if it has the enum.
+
+    An enumerator that moved takes its text along. One that the object never knew
+    is shown the way its neighbours are: without the prefix they lost, lower case.
+    """
+    planned = dict(rule.values[::-1])
+    kernel = enums.get(rule.enum_name, {}) if rule.enum_name else {}
+    texts = dict(rule.enumerators)
+    if not texts.keys() & kernel.keys():
+        return planned
+    prefixes = Counter(name[: -len(text)] for name, text in texts.items() if text and name.lower().endswith(text))
+    prefix = prefixes.most_common(1)[0][0] if prefixes else ""
+    moved = {value: text for value, text in planned.items() if text not in texts.values()}
+    # Of several enumerators with one value the first is shown, those the object knows before others.
+    for name, value in kernel.items():
+        if name not in texts:
+            moved.setdefault(value, name.removeprefix(prefix).lower())
+    moved |= {kernel[name]: text for name, text in rule.enumerators[::-1] if name in kernel}
+    return moved
+
+
+def table_of(rule: LabelRule, enums: Enums, machine: str) -> dict[int, str]:
+    """Texts of the numbers a decoder by table knows; numbers as unsigned 64 bits."""
+    if rule.decoder == "errno":
+        return {0: ""} | ERRNO
+    if rule.decoder == "signal":
+        return {0: ""} | SIGNALS
+    if rule.decoder == "syscall":
+        return {_U64: "", (1 << 32) - 1: ""} | SYSCALLS.get(machine, {})
+    return {value & _U64: text for value, text in enum_values(rule, enums).items()}
+
+
+def integer(data: bytes, rule: LabelRule, *, signed: bool) -> int:
+    """The rule's bits, little-endian."""
+    value = int.from_bytes(data, "little") >> rule.offset_bits & ((1 << rule.size_bits) - 1)
+    return value - (1 << rule.size_bits) if signed and value >> (rule.size_bits - 1) else value
+
+
+def float_text(number: float, *, single: bool) -> str:
+    """The fewest digits that read back as the same number."""
+    if math.isnan(number):
+        return "NaN"
+    if math.isinf(number):
+        return "+Inf" if number > 0 else "-Inf"
+    for digits in range(1, 17):
+        text = f"{number:.{digits}g}"
+        try:
+            back = struct.unpack("<f", struct.pack("<f", float(text)))[0] if single else float(text)
+        except OverflowError:
+            continue
+        if back == number:
+            return text
+    return f"{number:.17g}"
+
+
+def duration_text(ns: int) -> str:
+    """Nanoseconds as seconds, exactly, without trailing zeros."""
+    whole, rest = divmod(abs(ns), 1_000_000_000)
+    fraction = f".{rest:09d}".rstrip("0") if rest else ""
+    return f"{'-' if ns < 0 else ''}{whole}{fraction}"
+
+
+def time_text(unix_ns: int) -> str:
+    """RFC 3339 in UTC with nanoseconds."""
+    seconds, ns = divmod(unix_ns, 1_000_000_000)
+    moment = datetime(1970, 1, 1) + timedelta(seconds=seconds)
+    return f"{moment.isoformat()}.{ns:09d}Z"
+
+
+def ipv6_text(address: bytes) -> str:
+    """RFC 5952, IPv4-mapped addresses with dots."""
+    if address.startswith(bytes(10) + b"\xff\xff"):
+        return f"::ffff:{ipaddress.IPv4Address(address[12:])}"
+    return str(ipaddress.IPv6Address(address))
+
+
+def label_value(
+    rule: LabelRule,
+    data: bytes,
+    *,
+    resolve: Resolve,
+    enums: Enums | None = None,
+    machine: str = "",
+    realtime_minus_monotonic_ns: int = 0,
+) -> Value:
+    """What one rule makes of a key or record; the empty string means: no such label."""
+    start, size = rule.offset_bits // 8, rule.size_bits // 8
+    raw = data[start : start + size]
+    match rule.decoder:
+        case "uint" | "int":
+            value = integer(data, rule, signed=rule.decoder == "int")
+            return value if rule.size_bits <= 64 and value < 1 << 63 else str(value)
+        case "port":
+            return integer(data, rule, signed=False)
+        case "port_be":
+            return int.from_bytes(raw[:2], "big")
+        case "bool":
+            return integer(data, rule, signed=False) != 0
+        case "float":
+            return float_text(struct.unpack("<f" if size == 4 else "<d", raw)[0], single=size == 4)
+        case "hex":
+            return hex(integer(data, rule, signed=False))
+        case "string":
+            return raw.split(b"\0", 1)[0].decode("utf-8", "replace")
+        case "bytes":
+            return raw.hex()
+        case "ipv4":
+            return str(ipaddress.IPv4Address(raw))
+        case "ipv6":
+            return str(ipaddress.IPv4Address(raw)) if size == 4 else ipv6_text(raw)
+        case "ip":
+            if size == 16 and raw.startswith(bytes(10) + b"\xff\xff"):
+                raw = raw[12:]
+            return str(ipaddress.IPv4Address(raw)) if len(raw) == 4 else ipv6_text(raw)
+        case "duration":
+            return duration_text(integer(data, rule, signed=rule.signed))
+        case "time":
+            ktime = integer(data, rule, signed=False)
+            return time_text(ktime + realtime_minus_monotonic_ns) if ktime else ""
+        case "enum" | "errno" | "syscall" | "signal":
+            value = integer(data, rule, signed=rule.signed)
+            if rule.decoder == "errno":
+                value = abs(value)
+            return table_of(rule, enums or {}, machine).get(value & _U64, str(value))
+        case _:
+            return resolve(rule.decoder, integer(data, rule, signed=False))
+
+
+def text_of(value: Value) -> str:
+    """The text of a value as labels and JSON show it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def prometheus_text(pairs: Sequence[tuple[str, Value]]) -> bytes:
+    """``name="value",…`` as the text format 0.0.4 escapes it; empty values are left out."""
+    escapes = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
+    shown = [f'{prometheus_label(name)}="{text_of(value).translate(escapes)}"' for name, value in pairs if value != ""]
+    return ",".join(shown).encode()
+
+
+def varint(value: int) -> bytes:
+    """Protobuf's base-128 integer; negative ones as 64-bit two's complement."""
+    value &= _U64
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def field(tag: int, payload: bytes) -> bytes:
+    """A length-delimited protobuf field."""
+    return bytes((tag,)) + varint(len(payload)) + payload
+
+
+def otlp_attributes(pairs: Sequence[tuple[str, Value]], *, tag: int) -> bytes:
+    """Repeated ``KeyValue`` under one field tag; empty values are left out."""
+    out = b""
+    for name, value in pairs:
+        if value == "" and isinstance(value, str):
+            continue
+        if isinstance(value, bool):
+            any_value = b"\x10" + varint(value)
+        elif isinstance(value, int):
+            any_value = b"\x18" + varint(value)
+        else:
+            any_value = field(0x0A, value.encode())
+        out += field(tag, field(0x0A, name.encode()) + field(0x12, any_value))
+    return out
+
+
+def json_members(pairs: Sequence[tuple[str, Value]]) -> str:
+    """``"name":value,…`` without the braces; empty values are left out."""
+    shown = {name: value for name, value in pairs if not (isinstance(value, str) and value == "")}
+    return json.dumps(shown, ensure_ascii=False, separators=(",", ":"))[1:-1]
+
+
+# ---- for labels.c ----
+
+
+class _Pool:
+    """Bytes that C refers to by offset and length."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self._known: dict[bytes, Span] = {}
+
+    def add(self, text: bytes) -> Span:
+        if text not in self._known:
+            self._known[text] = (len(self.data), len(text))
+            self.data += text
+        return self._known[text]
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """What ``_frame`` copies into C (``struct skep_labels``).
+
+    Attributes:
+        rules: ``(decoder, flags, resolver, offset_bits, size_bits, table_first, table_count)`` and three
+            spans: how the label's name begins in Prometheus text, OTLP and JSON.
+        table: ``(value, text)``, of each rule sorted by value.
+        extra: What the caller wanted in the pool, under its names.
+    """
+
+    pool: bytes
+    rules: tuple[tuple[int, int, int, int, int, int, int, Span, Span, Span], ...]
+    table: tuple[tuple[int, Span], ...]
+    constant_prometheus: Span
+    constant_otlp: Span
+    constant_json: Span
+    overflow_prometheus: Span
+    overflow_otlp: Span
+    extra: Mapping[str, Span]
+
+
+def _check(rule: LabelRule, size: int, subject: str) -> None:
+    where = f"{subject}: label {rule.name!r}"
+    if rule.decoder not in _CODES:
+        raise PlanError(f"{where}: decoder {rule.decoder!r} is unknown; use one of {', '.join(sorted(_CODES))}")
+    if rule.size_bits < 1 or rule.offset_bits < 0 or rule.offset_bits + rule.size_bits > size * 8:
+        raise PlanError(
+            f"{where}: {rule.size_bits} bits at bit {rule.offset_bits} do not lie inside {size} bytes; "
+            "rebuild the object"
+        )
+    whole_bytes = rule.offset_bits % 8 == 0 and rule.size_bits % 8 == 0
+    sizes = _SIZES.get(rule.decoder)
+    if sizes is not None:
+        good = whole_bytes and rule.size_bits in sizes
+        expected = " or ".join(str(bits // 8) for bits in sizes) + " bytes"
+    elif rule.decoder in ("string", "bytes"):
+        good, expected = whole_bytes, "whole bytes"
+    elif rule.decoder == "port_be":
+        good, expected = whole_bytes and 16 <= rule.size_bits <= 64, "2 to 8 whole bytes"
+    elif rule.decoder in _WIDE:
+        good, expected = rule.size_bits <= 64 or (whole_bytes and rule.size_bits <= 128), "at most 16 bytes"
+    else:
+        good, expected = rule.size_bits <= 64, "at most 8 bytes"
+    if not good:
+        raise PlanError(
+            f"{where}: decoder {rule.decoder!r} takes {expected}, found {rule.size_bits} bits; choose another"
+        )
+
+
+def compile_labels(
+    rules: Sequence[LabelRule],
+    constants: Sequence[tuple[str, str]],
+    *,
+    size: int,
+    subject: str,
+    tag: int,
+    enums: Enums,
+    machine: str = "",
+    extra: Mapping[str, bytes] | None = None,
+) -> Compiled:
+    """Compile the labels of one layout.
+
+    Args:
+        rules: In the order they are shown.
+        constants: Added after them.
+        size: Bytes of the key or record.
+        subject: What errors begin with: ``map 'x'``.
+        tag: Protobuf tag of the attributes.
+        enums: The running kernel's, ``{enum: {enumerator: value}}``.
+        machine: As ``os.uname()`` names it; default this one. Decides the syscall names.
+        extra: More bytes for the pool.
+
+    Raises:
+        PlanError: a rule reaches beyond the layout, a decoder does not take its
+            size, or two labels have one name.
+    """
+    machine = machine or os.uname().machine
+    pool = _Pool()
+    table: list[tuple[int, Span]] = []
+    compiled = []
+    names: dict[str, str] = {}
+    for name in [rule.name for rule in rules] + [name for name, _ in constants]:
+        label = prometheus_label(name)
+        if label in names:
+            raise PlanError(
+                f"{subject}: labels {names[label]!r} and {name!r} are both {label!r} to Prometheus; rename one"
+            )
+        names[label] = name
+    for rule in rules:
+        _check(rule, size, subject)
+        flags, first = 0, len(table)
+        by_table = _CODES[rule.decoder] == _CODES["enum"]
+        if rule.decoder == "int" or (rule.signed and (by_table or rule.decoder == "duration")):
+            flags |= _SIGNED
+        if rule.decoder == "errno":
+            flags |= _MAGNITUDE
+        if by_table:
+            texts = table_of(rule, enums, machine)
+            table += [(value, pool.add(texts[value].encode())) for value in sorted(texts)]
+        compiled.append(
+            (
+                _CODES[rule.decoder],
+                flags,
+                SLOW.index(rule.decoder) if rule.decoder in SLOW else 0,
+                rule.offset_bits,
+                rule.size_bits,
+                first,
+                len(table) - first,
+                pool.add(prometheus_label(rule.name).encode() + b'="'),
+                pool.add(field(0x0A, rule.name.encode())),
+                pool.add(json.dumps(rule.name, ensure_ascii=False).encode() + b":"),
+            )
+        )
+    constant = prometheus_text(constants)
+    overflow: list[tuple[str, Value]] = [("otel.metric.overflow", True), *constants]
+    return Compiled(
+        rules=tuple(compiled),
+        table=tuple(table),
+        constant_prometheus=pool.add(constant),
+        constant_otlp=pool.add(otlp_attributes(constants, tag=tag)),
+        constant_json=pool.add(json_members(constants).encode()),
+        overflow_prometheus=pool.add(prometheus_text(overflow)),
+        overflow_otlp=pool.add(otlp_attributes(overflow, tag=tag)),
+        extra={name: pool.add(text) for name, text in (extra or {}).items()},
+        pool=bytes(pool.data),
+    )

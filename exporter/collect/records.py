@@ -1,0 +1,180 @@
+"""Records of a ring become OTLP log records and JSON lines.
+
+:class:`RecordDecoder` compiles a plan and runs ``records.c``; :func:`log_record` and
+:func:`json_line` are its twin and state what one record becomes.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from exporter.collect import _frame
+from exporter.collect.labels import (
+    ATTRIBUTE_OF_LOG,
+    SLOW,
+    Resolve,
+    Value,
+    compile_labels,
+    json_members,
+    otlp_attributes,
+    time_text,
+    varint,
+)
+from exporter.collect.labels import field as protobuf_field
+from exporter.errors import PlanError
+from exporter.model import Scope
+from exporter.plan.plan import StreamPlan
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+_HEADER = struct.Struct("<QII")
+
+
+@dataclass(frozen=True, slots=True)
+class LogBatch:
+    """What became of some records: ``received = exported + failed + sum(dropped)``.
+
+    Attributes:
+        failed: Records shorter than the declared type.
+        dropped: By reason: ``rate`` above ``events_per_s``, ``disabled`` of a stream that is only drained.
+        otlp: ``LogRecord`` messages, each as field 2 of ``ScopeLogs`` with tag and length.
+        json: A JSON object per line.
+    """
+
+    received: int = 0
+    exported: int = 0
+    failed: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    otlp: bytes = b""
+    json: bytes = b""
+
+
+class RecordDecoder:
+    """Decodes the records of one ring.
+
+    It belongs to one owner, which makes one call at a time; ``decode`` releases the GIL.
+
+    Args:
+        plan: Which bytes of a record mean what.
+        scope: The image; its name is the ``image`` of JSON lines.
+        resolve: Gives the text of a slow attribute's value, through a bounded cache.
+        enums: The running kernel's enums, ``{enum: {enumerator: value}}``.
+
+    Raises:
+        PlanError: the plan does not fit itself.
+    """
+
+    def __init__(
+        self,
+        plan: StreamPlan,
+        *,
+        scope: Scope,
+        resolve: Resolve,
+        enums: Mapping[str, Mapping[str, int]] | None = None,
+    ) -> None:
+        self.plan = plan
+        self.scope = scope
+        if plan.time is not None and (
+            not 1 <= plan.time.size_bits <= 64 or plan.time.offset_bits + plan.time.size_bits > plan.record_size * 8
+        ):
+            raise PlanError(
+                f"map {plan.map!r}: time of {plan.time.size_bits} bits at bit {plan.time.offset_bits} does not lie "
+                f"inside {plan.record_size} bytes; rebuild the object"
+            )
+        labels = compile_labels(
+            plan.attributes,
+            plan.constant_labels,
+            size=plan.record_size,
+            subject=f"map {plan.map!r}",
+            tag=ATTRIBUTE_OF_LOG,
+            enums=enums or {},
+            extra={
+                "severity": b"\x10" + varint(plan.severity),
+                "event_name": protobuf_field(0x62, plan.event_name.encode()),
+                "json_name": _json_name(plan, scope).encode(),
+            },
+        )
+        self._stream = _frame.Stream(
+            labels=labels,
+            ask=resolve,
+            resolvers=SLOW,
+            record_size=plan.record_size,
+            time=(plan.time.offset_bits, plan.time.size_bits) if plan.time is not None else None,
+            severity=labels.extra["severity"],
+            event_name=labels.extra["event_name"],
+            json_name=labels.extra["json_name"],
+            events_per_s=max(plan.events_per_s, 0),
+            enabled=plan.enabled,
+        )
+
+    def decode(
+        self, records: Buffer, *, now_ns: int, realtime_minus_monotonic_ns: int, otlp: bool, json: bool
+    ) -> LogBatch:
+        """Decode records framed as ``record.h`` says.
+
+        Args:
+            records: Any number of whole records.
+            now_ns: ``CLOCK_REALTIME``: the observed time, and the time of records without one.
+            realtime_minus_monotonic_ns: Added to a record's own ``bpf_ktime_get_ns``.
+            otlp: Whether to make :attr:`LogBatch.otlp`.
+            json: Whether to make :attr:`LogBatch.json`.
+
+        Raises:
+            ValueError: the framing is damaged.
+            Exception: whatever ``resolve`` raised.
+        """
+        received, exported, failed, by_rate, disabled, otlp_bytes, json_bytes = self._stream.decode(
+            records, now_ns, realtime_minus_monotonic_ns, otlp, json
+        )
+        dropped = {reason: n for reason, n in (("rate", by_rate), ("disabled", disabled)) if n}
+        return LogBatch(received, exported, failed, dropped, otlp_bytes, json_bytes)
+
+
+def _json_name(plan: StreamPlan, scope: Scope) -> str:
+    event, image = json.dumps(plan.event_name, ensure_ascii=False), json.dumps(scope.name, ensure_ascii=False)
+    return f'","event":{event},"image":{image},"attributes":{{'
+
+
+# ---- what a record becomes ----
+
+
+def split_records(records: bytes) -> Iterator[bytes]:
+    """The data of each framed record."""
+    at = 0
+    while at < len(records):
+        _, length, _ = _HEADER.unpack_from(records, at)
+        yield records[at + _HEADER.size : at + _HEADER.size + length]
+        at += _HEADER.size + (length + 7) // 8 * 8
+
+
+def record_time_ns(plan: StreamPlan, data: bytes, *, now_ns: int, realtime_minus_monotonic_ns: int) -> int:
+    """When it happened: the record's own time, or the time of reading if it has none or zero."""
+    if plan.time is None:
+        return now_ns
+    ktime = int.from_bytes(data, "little") >> plan.time.offset_bits & ((1 << plan.time.size_bits) - 1)
+    return ktime + realtime_minus_monotonic_ns if ktime else now_ns
+
+
+def log_record(plan: StreamPlan, pairs: Sequence[tuple[str, Value]], *, time_ns: int, now_ns: int) -> bytes:
+    """One ``LogRecord`` as field 2 of ``ScopeLogs``; ``pairs`` end with the constant labels."""
+    return protobuf_field(
+        0x12,
+        b"\x09"
+        + struct.pack("<Q", time_ns)
+        + b"\x10"
+        + varint(plan.severity)
+        + otlp_attributes(pairs, tag=ATTRIBUTE_OF_LOG)
+        + b"\x59"
+        + struct.pack("<Q", now_ns)
+        + protobuf_field(0x62, plan.event_name.encode()),
+    )
+
+
+def json_line(plan: StreamPlan, scope: Scope, pairs: Sequence[tuple[str, Value]], *, time_ns: int) -> bytes:
+    """One line with ``time``, ``event``, ``image`` and ``attributes``."""
+    return f'{{"time":"{time_text(time_ns)}{_json_name(plan, scope)}{json_members(pairs)}}}}}\n'.encode()

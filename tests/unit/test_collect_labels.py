@@ -1,0 +1,222 @@
+"""Labels: native rendering against its Python twin, and both against the readers of the formats."""
+
+from __future__ import annotations
+
+import os
+import struct
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from opentelemetry.proto.metrics.v1.metrics_pb2 import NumberDataPoint
+from prometheus_client.parser import text_string_to_metric_families
+
+from exporter.collect import Frame, SeriesBudget
+from exporter.collect.labels import (
+    ATTRIBUTE_OF_POINT,
+    SLOW,
+    Value,
+    enum_values,
+    label_value,
+    otlp_attributes,
+    prometheus_text,
+    text_of,
+)
+from exporter.plan.plan import DECODERS, LabelRule
+from tests.support.frame_model import SCOPE, START, table
+
+OFFSET_NS = 1_700_000_000_000_000_000
+FAST_SIZES = {
+    "uint": st.integers(1, 64) | st.sampled_from([72, 96, 128]),
+    "int": st.integers(1, 64) | st.sampled_from([72, 96, 128]),
+    "hex": st.integers(1, 64) | st.sampled_from([72, 96, 128]),
+    "bool": st.integers(1, 64),
+    "float": st.sampled_from([32, 64]),
+    "string": st.integers(1, 32).map(lambda size: size * 8),
+    "bytes": st.integers(1, 32).map(lambda size: size * 8),
+    "enum": st.integers(1, 64),
+    "errno": st.integers(1, 64),
+    "syscall": st.integers(1, 64),
+    "signal": st.integers(1, 64),
+    "ipv4": st.just(32),
+    "ipv6": st.sampled_from([32, 128]),
+    "ip": st.sampled_from([32, 128]),
+    "port": st.integers(1, 64),
+    "port_be": st.sampled_from([16, 32, 64]),
+    "duration": st.integers(1, 64),
+    "time": st.integers(1, 60),
+}
+BIT_FIELDS = {"uint", "int", "hex", "bool", "enum", "errno", "syscall", "signal", "port", "duration", "time"}
+PIECES = (
+    b"\xe2\x82", b"\xf0\x9f\x98\x80", b"\xed\xa0\x80", b"\xc0\xaf", b"\xf4\x90", b"\xff", b"\\", b'"', b"\n", b"a",
+    b"\r", b"\x01", b"\0",
+)  # fmt: skip
+AWKWARD = st.binary(max_size=40) | st.lists(st.sampled_from(PIECES)).map(b"".join)
+
+
+def resolve(decoder: str, value: int) -> str:
+    """A machine on which everything has a name, but zero."""
+    return f"{decoder}«{value}»" if value else ""
+
+
+def native(rules: list[LabelRule], key: bytes, **others: object) -> tuple[bytes, bytes]:
+    """Label text and attribute bytes of one key."""
+    enums = others.pop("enums", {})
+    plan = table(labels=rules, key_size=len(key), **others)
+    frame = Frame(
+        plan,
+        scope=SCOPE,
+        resolve=resolve,
+        budget=SeriesBudget(9),
+        enums=enums,
+        start_ns=START,  # type: ignore[arg-type]
+    )
+    frame.begin(START, realtime_minus_monotonic_ns=OFFSET_NS)
+    frame.apply(key, bytes(8), 1, 8, 1)
+    frame.finish()
+    ((text, attributes, *_),) = frame._table.series()
+    return text, attributes
+
+
+def value_of(rule: LabelRule, key: bytes) -> Value:
+    """What the twin says."""
+    return label_value(rule, key, resolve=resolve, machine=os.uname().machine, realtime_minus_monotonic_ns=OFFSET_NS)
+
+
+@st.composite
+def rules_and_keys(draw: st.DrawFn) -> tuple[LabelRule, bytes]:
+    """A label somewhere in a key."""
+    decoder = draw(st.sampled_from(sorted(DECODERS)))
+    size = draw(FAST_SIZES.get(decoder, st.integers(1, 64)))
+    bit = draw(st.integers(0, 7)) if (decoder in BIT_FIELDS or decoder in SLOW) and size <= 64 else 0
+    offset = draw(st.integers(0, 3)) * 8 + bit
+    length = (offset + size + 7) // 8
+    key = draw(AWKWARD | st.binary(min_size=length) | st.integers(0, 600).map(lambda n: n.to_bytes(2, "little")))
+    if draw(st.booleans()):
+        key = bytes(offset // 8) + key
+    key = key[:length].ljust(length, b"\0")
+    values = ((0, "zero"), (3, 'th"ree'), (-1, "minus"), (5, ""))
+    return LabelRule("a.b", decoder, offset, size, signed=draw(st.booleans()), values=values), key
+
+
+@settings(max_examples=500, deadline=None)
+@given(rules_and_keys())
+@example((LabelRule("a.b", "int", 0, 64, signed=True), (1 << 63).to_bytes(8, "little")))
+@example((LabelRule("a.b", "uint", 0, 64), b"\xff" * 8))
+@example((LabelRule("a.b", "uint", 7, 64), b"\xff" * 9))
+@example((LabelRule("a.b", "int", 0, 128), b"\xff" * 16))
+@example((LabelRule("a.b", "float", 0, 32), struct.pack("<f", 0.1)))
+@example((LabelRule("a.b", "float", 0, 64), struct.pack("<d", 5e-324)))
+@example((LabelRule("a.b", "ip", 0, 128), bytes(10) + b"\xff\xff\x0a\0\0\x01"))
+def test_native_label_is_what_its_twin_says(case: tuple[LabelRule, bytes]) -> None:
+    """Both formats, every decoder, any bytes at any bit."""
+    rule, key = case
+    pairs = [(rule.name, value_of(rule, key))]
+    assert native([rule], key) == (prometheus_text(pairs), otlp_attributes(pairs, tag=ATTRIBUTE_OF_POINT))
+
+
+@settings(max_examples=100, deadline=None)
+@given(rules_and_keys(), st.text(max_size=5))
+def test_rendered_labels_read_back(case: tuple[LabelRule, bytes], tier: str) -> None:
+    """Prometheus' own parser and protobuf see what was meant, constants after labels."""
+    rule, key = case
+    value = value_of(rule, key)
+    text, attributes = native([rule], key, constant_labels=(("tier", tier),))
+    meant = {name: one for name, one in (("a.b", value), ("tier", tier)) if one != "" or isinstance(one, bool)}
+    (family,) = text_string_to_metric_families("x{" + text.decode() + "} 5\n")
+    assert family.samples[0].labels == {name.replace(".", "_"): text_of(one) for name, one in meant.items()}
+    point = NumberDataPoint.FromString(attributes)
+    read = {one.key: getattr(one.value, one.value.WhichOneof("value")) for one in point.attributes}
+    assert read == meant
+    assert [type(one) for one in read.values()] == [type(one) for one in meant.values()]
+
+
+@pytest.mark.parametrize(
+    ("decoder", "key", "signed", "value"),
+    [
+        ("uint", b"\xff" * 8, False, "18446744073709551615"),
+        ("uint", b"\xff" * 7 + b"\x7f", False, (1 << 63) - 1),
+        ("int", b"\xff\xff\xff\xff", False, -1),
+        ("bool", b"\0", False, False),
+        ("bool", b"\x04", False, True),
+        ("float", struct.pack("<d", 0.1), False, "0.1"),
+        ("float", struct.pack("<f", 0.1), False, "0.1"),
+        ("float", struct.pack("<d", -0.0), False, "-0"),
+        ("float", struct.pack("<d", float("-inf")), False, "-Inf"),
+        ("hex", b"\x00\x10", False, "0x1000"),
+        ("string", b"kworker\0\xff\xff", False, "kworker"),
+        ("string", b"no-nul-here-0000", False, "no-nul-here-0000"),
+        ("string", b"\0\0\0\0", False, ""),
+        ("string", b"a\xffb\xe2\x82", False, "a\ufffdb\ufffd"),
+        ("bytes", b"\xde\xad\0", False, "dead00"),
+        ("ipv4", b"\x0a\x01\x02\x03", False, "10.1.2.3"),
+        ("ipv6", bytes(15) + b"\x01", False, "::1"),
+        ("ipv6", bytes(16), False, "::"),
+        ("ipv6", bytes.fromhex("20010db8000000010000000000000001"), False, "2001:db8:0:1::1"),
+        ("ipv6", bytes.fromhex("20010db8000100000002000300040005"), False, "2001:db8:1:0:2:3:4:5"),
+        ("ipv6", bytes.fromhex("00010000000000000001000000000000"), False, "1::1:0:0:0"),
+        ("ipv6", bytes(10) + b"\xff\xff\x0a\x01\x02\x03", False, "::ffff:10.1.2.3"),
+        ("ipv6", b"\x0a\x01\x02\x03", False, "10.1.2.3"),
+        ("ip", b"\x0a\x01\x02\x03", False, "10.1.2.3"),
+        ("ip", bytes(10) + b"\xff\xff\x0a\x01\x02\x03", False, "10.1.2.3"),
+        ("port", b"\x50\x00", False, 80),
+        ("port_be", b"\x00\x50", False, 80),
+        ("port_be", b"\x00\x50\x00\x00", False, 80),
+        ("duration", (128_000).to_bytes(8, "little"), False, "0.000128"),
+        ("duration", (5_000_000_000).to_bytes(8, "little"), False, "5"),
+        ("duration", bytes(8), False, "0"),
+        ("duration", (-1_500_000_000).to_bytes(8, "little", signed=True), True, "-1.5"),
+        ("time", (1).to_bytes(8, "little"), False, "2023-11-14T22:13:20.000000001Z"),
+        ("time", bytes(8), False, ""),
+        ("errno", (2).to_bytes(4, "little"), False, "ENOENT"),
+        ("errno", (-11).to_bytes(4, "little", signed=True), True, "EAGAIN"),
+        ("errno", (-512).to_bytes(8, "little", signed=True), True, "ERESTARTSYS"),
+        ("errno", (0).to_bytes(4, "little"), False, ""),
+        ("errno", (4000).to_bytes(4, "little"), False, "4000"),
+        ("signal", (9).to_bytes(1, "little"), False, "SIGKILL"),
+        ("signal", (0).to_bytes(1, "little"), False, ""),
+        ("signal", (37).to_bytes(1, "little"), False, "SIGRTMIN+3"),
+        ("syscall", (435).to_bytes(4, "little"), False, "clone3"),
+        ("syscall", (-1).to_bytes(8, "little", signed=True), True, ""),
+        ("syscall", (100_000).to_bytes(4, "little"), False, "100000"),
+        ("uid", (0).to_bytes(4, "little"), False, ""),
+        ("uid", (7).to_bytes(4, "little"), False, "uid«7»"),
+    ],
+)
+def test_decoder_shows(decoder: str, key: bytes, signed: bool, value: Value) -> None:
+    """What each decoder means, at its edges."""
+    rule = LabelRule("a", decoder, 0, len(key) * 8, signed=signed)
+    assert value_of(rule, key) == value
+    assert native([rule], key)[0] == prometheus_text([("a", value)])
+
+
+def test_every_decoder_of_the_plan_is_known() -> None:
+    """No decoder that a plan may name is missing here."""
+    assert set(FAST_SIZES) | set(SLOW) == DECODERS
+
+
+STATE = LabelRule(
+    "state",
+    "enum",
+    0,
+    32,
+    values=((1, "established"), (2, "syn_sent"), (7, "gone"), (1, "again")),
+    enum_name="tcp_state",
+    enumerators=(("TCP_ESTABLISHED", "established"), ("TCP_SYN_SENT", "syn_sent"), ("TCP_AGAIN", "again")),
+)
+
+
+def test_enum_shows_the_running_kernels_values() -> None:
+    """Enumerators that moved, and those the object never knew, are shown as the object would."""
+    kernel = {"TCP_ESTABLISHED": 1, "TCP_LISTEN": 2, "TCP_SYN_SENT": 3, "TCP_AGAIN": 1, "OTHER": 9, "TCP_ALIAS": 3}
+    assert enum_values(STATE, {"tcp_state": kernel}) == {
+        1: "established", 2: "listen", 3: "syn_sent", 7: "gone", 9: "other"
+    }  # fmt: skip
+    text, _ = native([STATE], struct.pack("<I", 3), enums={"tcp_state": kernel})
+    assert text == b'state="syn_sent"'
+
+
+@pytest.mark.parametrize("kernel", [{}, {"tcp_state": {}}, {"tcp_state": {"X": 1}}, {"other": {"TCP_AGAIN": 5}}])
+def test_enum_the_kernel_does_not_have_shows_the_objects_values(kernel: dict[str, dict[str, int]]) -> None:
+    """Without the kernel's BTF the object's own values are the best there is."""
+    assert enum_values(STATE, kernel) == {1: "established", 2: "syn_sent", 7: "gone"}
