@@ -127,57 +127,66 @@ class Snapshot:
     frames: Sequence[FrameView]
 
 
-# OpenTelemetry to Prometheus, default translation (compatibility specification,
-# "Metric Metadata" and "Units"): words for UCUM units, '_' for what a Prometheus
-# name cannot hold, runs of '_' collapsed, '_total' on counters, '_ratio' on unit-1 gauges.
+# OpenTelemetry to Prometheus, default translation (UnderscoreEscapingWithSuffixes).
+# The words are those of the compatibility specification's unit table.
 _UNIT_WORDS = {
     "d": "days", "h": "hours", "min": "minutes", "s": "seconds", "ms": "milliseconds", "us": "microseconds",
     "ns": "nanoseconds", "By": "bytes", "KiBy": "kibibytes", "MiBy": "mebibytes", "GiBy": "gibibytes",
-    "TiBy": "tibibytes", "KBy": "kilobytes", "MBy": "megabytes", "GBy": "gigabytes", "TBy": "terabytes",
-    "m": "meters", "V": "volts", "A": "amperes", "J": "joules", "W": "watts", "g": "grams", "Cel": "celsius",
-    "Hz": "hertz", "%": "percent",
+    "TiBy": "tibibytes", "kBy": "kilobytes", "KBy": "kilobytes", "MBy": "megabytes", "GBy": "gigabytes",
+    "TBy": "terabytes", "m": "meters", "V": "volts", "A": "amperes", "J": "joules", "W": "watts", "g": "grams",
+    "Cel": "celsius", "Hz": "hertz", "1": "", "%": "percent",
 }  # fmt: skip
 _PER_WORDS = {"s": "second", "m": "minute", "h": "hour", "d": "day", "w": "week", "mo": "month", "y": "year"}
+_NOT_IN_METRIC_NAME = re.compile(r"[^A-Za-z0-9:]+")
+_ANNOTATION = re.compile(r"\{[^}]*\}")
 
 
-def _unit_word(unit: str) -> str:
-    unit = re.sub(r"\{[^}]*\}", "", unit)
-    if not unit or unit == "1":
-        return ""
-    if "/" in unit:
-        above, _, below = unit.partition("/")
-        per = _PER_WORDS.get(below, below)
-        above_word = _UNIT_WORDS.get(above, above)
-        return f"{above_word}_per_{per}" if above_word and per else above_word
-    return _UNIT_WORDS.get(unit, unit)
+def _tokens(text: str) -> list[str]:
+    """The parts between whatever a Prometheus name cannot hold, and ``_``."""
+    return [token for token in _NOT_IN_METRIC_NAME.split(text) if token]
+
+
+def _unit_tokens(unit: str) -> tuple[list[str], list[str]]:
+    """The words of a unit, above the stroke and below it: ``By/s`` gives ``[bytes]`` and ``[second]``."""
+    above, _, below = _ANNOTATION.sub("", unit).partition("/")
+    above, below = above.strip(), below.strip()
+    return _tokens(_UNIT_WORDS.get(above, above)), _tokens(_PER_WORDS.get(below, below))
 
 
 def prometheus_name(name: str, *, kind: Kind, unit: str) -> str:
     """Derive the Prometheus name of an OpenTelemetry instrument.
 
+    A unit word is added after the name unless the name already has it, then
+    ``_total`` to a counter, ``_ratio`` to a gauge of unit ``1``.
+
     Args:
-        name: Dotted OpenTelemetry name, no unit and no ``_total`` in it.
-        kind: Counters get ``_total``, unit-1 gauges ``_ratio``.
+        name: Dotted OpenTelemetry name, normally with no unit and no ``_total`` in it.
+        kind: Counter, gauge or histogram.
         unit: UCUM; annotations in braces are dropped.
 
     Source: OpenTelemetry specification, "Prometheus and OpenMetrics
-    Compatibility", UnderscoreEscapingWithSuffixes.
+    Compatibility", with the name translation UnderscoreEscapingWithSuffixes.
     """
-    tokens = [token for token in re.split(r"[^A-Za-z0-9:]+", name) if token]
-    word = _unit_word(unit)
-    for part in word.split("_per_"):
-        part = re.sub(r"[^A-Za-z0-9:]+", "_", part).strip("_")
-        if part and part not in tokens:
-            tokens += ["per", part] if word.endswith("_per_" + part) else [part]
-    if kind is Kind.COUNTER:
-        tokens = [token for token in tokens if token != "total"] + ["total"]
-    elif kind is Kind.GAUGE and unit == "1":
-        tokens = [token for token in tokens if token != "ratio"] + ["ratio"]
+    tokens = _tokens(name)
+    above, below = _unit_tokens(unit)
+    if not set(above) <= set(tokens):
+        tokens += above
+    if not set(below) <= set(tokens):
+        tokens += ["per", *below]
+    suffix = "total" if kind is Kind.COUNTER else "ratio" if kind is Kind.GAUGE and unit == "1" else ""
+    if suffix:
+        tokens = [token for token in tokens if token != suffix] + [suffix]
     full = "_".join(tokens)
     return "_" + full if full[:1].isdigit() else full
 
 
 def prometheus_label(name: str) -> str:
-    """Derive the Prometheus label name of an OpenTelemetry attribute name."""
+    """Derive the Prometheus label name of an OpenTelemetry attribute name.
+
+    Source: the same specification, "Metric Attributes"; ``key`` before a digit
+    or ``_`` keeps clear of the names that Prometheus reserves.
+    """
     label = re.sub(r"[^A-Za-z0-9_]", "_", name)
-    return "key_" + label if label[:1].isdigit() else label
+    if label[:1].isdigit():
+        return "key_" + label
+    return "key" + label if label.startswith("_") else label
