@@ -13,8 +13,8 @@ from exporter.model import Instrument, Scope
 
 DECODERS: frozenset[str] = frozenset(
     {
-        "uint", "int", "bool", "float", "hex", "string", "bytes", "enum", "ipv4", "ipv6", "ip", "port", "port_be", "duration",
-        "time", "errno", "syscall", "signal", "uid", "device", "interface", "ksym",
+        "uint", "int", "bool", "float", "hex", "string", "bytes", "enum", "ipv4", "ipv6", "ip", "port", "port_be",
+        "duration", "time", "errno", "syscall", "signal", "uid", "device", "interface", "ksym",
         "cgroup", "cgroup.unit", "cgroup.slice", "cgroup.container", "cgroup.pod",
     }
 )  # fmt: skip
@@ -37,6 +37,8 @@ class LabelRule:
         signed: Of the integer the decoder gets.
         values: ``(value, text)`` for ``enum``; other values are shown as decimals.
         enum_name: The kernel enum to ask for its values at load, or ``""``.
+        enumerators: ``(C enumerator, text)`` of that enum: where the running kernel gives an enumerator another
+            value than ``values`` has, the kernel's value gets the text.
     """
 
     name: str
@@ -46,6 +48,7 @@ class LabelRule:
     signed: bool = False
     values: tuple[tuple[int, str], ...] = ()
     enum_name: str = ""
+    enumerators: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,3 +204,17 @@ class Plan:
     map_memory: int = 0
     description: str = ""
     notes: tuple[str, ...] = ()
+
+    @property
+    def read_maps(self) -> tuple[str, ...]:
+        """The maps whose descriptors are needed: of tables, of rings, and of counts of lost events."""
+        names = [table.map for table in self.tables] + [stream.map for stream in self.streams]
+        names += [stream.lost_map for stream in self.streams if stream.lost_map]
+        return tuple(dict.fromkeys(names))
+
+    @property
+    def enums(self) -> tuple[str, ...]:
+        """The enums whose values on the running kernel are wanted."""
+        rules = [rule for table in self.tables for rule in table.labels]
+        rules += [rule for stream in self.streams for rule in stream.attributes]
+        return tuple(dict.fromkeys(rule.enum_name for rule in rules if rule.enum_name))

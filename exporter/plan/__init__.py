@@ -1,0 +1,40 @@
+"""Decides what is measured and every name of it, from an object, its metadata and the configuration.
+
+Knows naming, units, labels, buckets, limits. Must not know whether this kernel
+can do it (``skep plan`` runs on a laptop without privilege) nor how a number is
+encoded for its readers.
+"""
+
+from .metadata import parse_metadata
+from .plan import (
+    DECODERS,
+    GlobalPlan,
+    HistogramRule,
+    LabelRule,
+    MapPlan,
+    MetricPlan,
+    Plan,
+    ProgramPlan,
+    StreamPlan,
+    TablePlan,
+    ValueRule,
+)
+from .planner import make_plan
+from .together import check_together
+
+__all__ = [
+    "DECODERS",
+    "GlobalPlan",
+    "HistogramRule",
+    "LabelRule",
+    "MapPlan",
+    "MetricPlan",
+    "Plan",
+    "ProgramPlan",
+    "StreamPlan",
+    "TablePlan",
+    "ValueRule",
+    "check_together",
+    "make_plan",
+    "parse_metadata",
+]

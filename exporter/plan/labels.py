@@ -1,0 +1,182 @@
+"""Turns the members of a key or record into labels."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+
+from exporter.bpf import Field, FieldKind, Layout
+from exporter.model import prometheus_label
+
+from .context import MapContext, described, listed
+from .conventions import decoder_mismatch, enum_texts, infer_decoder, is_padding, kernel_enum, member_tags
+from .metadata import LabelDeclaration, over
+from .plan import LabelRule, ValueRule
+
+LABEL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,127}")
+_SLOT_NAMES = ("slot", "bucket")
+_SCALAR_NAMES = {"key": "key", "record": "value"}
+"""What a key or record that is no struct is called."""
+
+
+@dataclass(slots=True)
+class LabelReader:
+    """Turns the members of a key or record into labels.
+
+    Attributes:
+        document: What the metadata says, by member name.
+        whole: What the tags on the map's variable say about a key that is no struct.
+        time: The member that holds the record's time, once :meth:`rules` has met it.
+    """
+
+    map: MapContext
+    part: str
+    document: dict[str, LabelDeclaration]
+    layout: Layout
+    whole: LabelDeclaration
+    time: Field | None = None
+    slot: Field | None = None
+    rules_made: list[LabelRule] = field(default_factory=list)
+    used: set[str] = field(default_factory=set)
+
+    def rules(self, *, slot_wanted: bool = False) -> tuple[tuple[LabelRule, ...], ValueRule | None]:
+        """The labels in the order of the members, and where the slot number lies if one was wanted."""
+        if self.layout.scalar:
+            self._scalar(self.layout.fields[0], slot_wanted)
+        else:
+            for member in self.layout.fields:
+                self._member(member)
+            if slot_wanted and self.slot is None:
+                self._last_member_as_slot()
+        for name in self.document:
+            if name not in self.used:
+                members = listed(
+                    [self._scalar_name] if self.layout.scalar else [leaf.name for leaf in self.layout.leaves()]
+                )
+                self._problem(f"metadata names {self.part} member {name!r}, which does not exist; it has {members}")
+        self._check_names()
+        return tuple(self.rules_made), value_rule(self.slot) if self.slot else None
+
+    @property
+    def _scalar_name(self) -> str:
+        return "index" if self.map.is_array else _SCALAR_NAMES[self.part]
+
+    def _problem(self, text: str) -> None:
+        self.map.problem(self.part, text)
+
+    def _scalar(self, whole: Field, slot_wanted: bool) -> None:
+        tags = member_tags(f"{self.map.owner} {self.part}", whole.tags, self.map.problems).label
+        stronger = over(self.whole, tags)
+        name = self._scalar_name
+        if name in self.document:
+            stronger = over(self.document[name], stronger)
+            self.used.add(name)
+        if slot_wanted:
+            if whole.kind in (FieldKind.UINT, FieldKind.INT, FieldKind.ENUM) and whole.size_bits <= 64:
+                self.slot = whole
+            return
+        if self.map.is_array and not stronger.whole and self.map.spec.max_entries <= 1:
+            return
+        self._field(replace(whole, name=name), stronger, shown=name)
+
+    def _member(self, member: Field) -> None:
+        declared = self._declared(member)
+        if member.kind in (FieldKind.STRUCT, FieldKind.UNION) and not self._taken_whole(member, declared):
+            if declared.drop:
+                return
+            if member.kind is FieldKind.STRUCT:
+                for part in member.members:
+                    self._member(part)
+                return
+            tagged = [part for part in member.members if self._has_said(part)]
+            for part in tagged:
+                self._member(part)
+            if not tagged:
+                self._problem(
+                    f"{self.part} member {member.name!r} is a union; tag it, or the members to show, "
+                    "with label=<name>:<decoder> or drop=true"
+                )
+            return
+        self._field(member, declared, shown=member.name)
+
+    def _declared(self, member: Field) -> LabelDeclaration:
+        owner = f"{self.map.owner} {self.part} member {member.name!r}"
+        tags = member_tags(owner, member.tags, self.map.problems).label
+        if member.name in self.document:
+            self.used.add(member.name)
+        return over(self.document.get(member.name), tags)
+
+    def _has_said(self, member: Field) -> bool:
+        return self._declared(member) != LabelDeclaration() or any(map(self._has_said, member.members))
+
+    @staticmethod
+    def _taken_whole(member: Field, declared: LabelDeclaration) -> bool:
+        return not declared.drop and (declared.whole or infer_decoder(member) is not None)
+
+    def _field(self, member: Field, declared: LabelDeclaration, *, shown: str) -> None:
+        """Labels of one field that is taken as it is."""
+        is_time = declared.time is True or (declared.time is None and "ktime_ns" in member.typedefs)
+        if is_time and self.part == "record" and not declared.whole and self.time is None:
+            self.time = member
+            return
+        if declared.drop:
+            return
+        if self.part == "key" and declared.slot:
+            self.slot = member
+            return
+        if is_padding(member) and not declared.whole:
+            return
+        inferred = declared.decode or infer_decoder(member)
+        for name, named_decoder in declared.labels or ((member.name, ""),):
+            decoder = named_decoder or inferred
+            if decoder is None:
+                self._problem(
+                    f"{self.part} member {shown!r} is {described(member)}, which has no form as a label; "
+                    "tag it decode=<decoder> or drop=true"
+                )
+                return
+            mismatch = decoder_mismatch(decoder, member)
+            if mismatch:
+                self._problem(f"{self.part} member {shown!r} is {mismatch}; change its decoder or its type")
+                return
+            self.rules_made.append(_label_rule(name, decoder, member))
+
+    def _last_member_as_slot(self) -> None:
+        """By convention the last member is the slot when it is called so; it is then no label."""
+        leaves = [leaf for leaf in self.layout.leaves() if not is_padding(leaf)]
+        last = leaves[-1] if leaves else None
+        if last is None or last.name not in _SLOT_NAMES or last.kind not in (FieldKind.UINT, FieldKind.INT):
+            return
+        self.slot = last
+        self.rules_made = [
+            rule for rule in self.rules_made if (rule.offset_bits, rule.size_bits) != (last.offset_bits, last.size_bits)
+        ]
+
+    def _check_names(self) -> None:
+        seen: dict[str, str] = {}
+        for rule in self.rules_made:
+            shown = prometheus_label(rule.name)
+            if not LABEL_NAME.fullmatch(rule.name):
+                self._problem(f"label name {rule.name!r}; expected letters, digits, '_' and '.'")
+            elif shown in seen:
+                self._problem(f"two labels are named {shown!r}; give one another name with label=")
+            seen[shown] = rule.name
+
+
+def value_rule(leaf: Field) -> ValueRule:
+    """Where a field's number lies."""
+    return ValueRule(leaf.offset_bits, leaf.size_bits, leaf.signed, leaf.kind is FieldKind.FLOAT)
+
+
+def _label_rule(name: str, decoder: str, member: Field) -> LabelRule:
+    texts = enum_texts(member) if decoder == "enum" else ()
+    return LabelRule(
+        name=name,
+        decoder=decoder,
+        offset_bits=member.offset_bits,
+        size_bits=member.size_bits,
+        signed=member.signed and decoder != "uint" and member.kind in (FieldKind.INT, FieldKind.ENUM),
+        values=tuple((value, text) for value, _, text in texts),
+        enum_name=kernel_enum(member) if decoder == "enum" else "",
+        enumerators=tuple((enumerator, text) for _, enumerator, text in texts),
+    )

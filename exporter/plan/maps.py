@@ -1,0 +1,228 @@
+"""Decides about one map: private, a table of series, or a stream of events."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from exporter.bpf import Field, FieldKind, Layout, MapSpec, MapType, layout_of
+from exporter.model import Kind, prometheus_label
+
+from .context import ARRAYS, RINGS, TABLES, MapContext, listed, map_type_name
+from .conventions import Tags, map_tags, member_tags
+from .labels import LabelReader, value_rule
+from .metadata import EventMetadata, MetricDeclaration, MetricMetadata, over
+from .plan import LabelRule, StreamPlan
+from .values import OTEL_NAME, Metric, ValueReader, is_slot_array
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A map that is exported: its rows' labels and metrics before the configuration."""
+
+    spec: MapSpec
+    labels: tuple[LabelRule, ...]
+    metrics: tuple[Metric, ...]
+
+
+def plan_map(context: MapContext, prefix_kind: str | None) -> Table | StreamPlan | None:
+    """Decide about one map.
+
+    Args:
+        context: The map and what is said about it.
+        prefix_kind: The kind that the map's name begins with, if it does.
+
+    Returns:
+        Its table or stream; None if it is private or something is wrong with it, which is then in the context.
+    """
+    tags = map_tags(context.owner, context.spec.tags, context.problems)
+    return _MapPlanner(context, prefix_kind, tags).made()
+
+
+@dataclass(frozen=True, slots=True)
+class _MapPlanner:
+    """The steps of :func:`plan_map`."""
+
+    map: MapContext
+    prefix_kind: str | None
+    tags: Tags
+
+    @property
+    def document(self) -> MetricMetadata:
+        return self.map.document.metrics.get(self.map.spec.name, MetricMetadata(MetricDeclaration()))
+
+    def made(self) -> Table | StreamPlan | None:
+        name = self.map.spec.name
+        event = self.map.document.events.get(name)
+        declared = over(self.document.metric, self.tags.metric)
+        if self.map.spec.pinning:
+            self.map.note("its object pins it by name below the BPF file system, shared with whoever uses that name")
+        if self.map.spec.max_entries == 0 and self.map.spec.type in (*TABLES, MapType.RINGBUF):
+            self.map.problem("map_type", "max_entries is 0, which the kernel refuses; add __uint(max_entries, …)")
+        explicit = "event" if event is not None else declared.kind
+        kind = explicit or self.prefix_kind
+        if kind == "none":
+            self.map.note("not exported: its kind is none")
+            return None
+        if kind == "event":
+            if name in self.map.document.metrics:
+                self.map.problem_in_metadata(name, f"is about a map of events; say it under 'events.{name}'")
+            return self._stream(event) if self._is_ring(explicit is not None) else None
+        return self._table(declared, kind, explicit is not None)
+
+    def _refuse(self, explicit: bool, text: str) -> None:
+        """What was asked for by name is an error, what only a prefix suggests is left out with a note."""
+        if explicit:
+            self.map.problem("map_type", text)
+        else:
+            self.map.note(f"not exported: {text}")
+
+    def _is_ring(self, explicit: bool) -> bool:
+        if self.map.spec.type is MapType.RINGBUF:
+            return True
+        self._refuse(
+            explicit, f"events come from ring buffers, this is {map_type_name(self.map.spec)}; use BPF_MAP_TYPE_RINGBUF"
+        )
+        return False
+
+    # Events.
+
+    def _stream(self, document: EventMetadata | None) -> StreamPlan | None:
+        declared = over(document.event if document else None, self.tags.event)
+        if not self.map.spec.value_type_id:
+            self.map.problem("record", "its records have no type; declare __type(value, struct …)")
+            return None
+        layout = layout_of(self.map.object.btf, self.map.spec.value_type_id)
+        labels = LabelReader(self.map, "record", dict(document.labels) if document else {}, layout, self.tags.label)
+        rules, _ = labels.rules()
+        if labels.time is not None and (labels.time.size_bits != 64 or labels.time.kind is not FieldKind.UINT):
+            self.map.problem(
+                "record", f"member {labels.time.name!r} is marked as time; expected the u64 of bpf_ktime_get_ns()"
+            )
+        name = declared.name or f"ebpf.{self.map.base_name}"
+        if not OTEL_NAME.fullmatch(name):
+            self.map.problem("name", f"event name {name!r}; expected a dotted name of letters, digits and '_'")
+        if declared.lost is not None:
+            self._check_lost(declared.lost)
+        return StreamPlan(
+            map=self.map.spec.name,
+            event_name=name,
+            attributes=rules,
+            record_size=layout.size,
+            description=declared.help or f"Records of eBPF ring buffer {self.map.spec.name}",
+            time=value_rule(labels.time) if labels.time else None,
+            severity=declared.severity or 9,
+            lost_map=declared.lost or "",
+            enabled=declared.enabled is not False,
+        )
+
+    def _check_lost(self, name: str) -> None:
+        try:
+            lost = self.map.object.map(name)
+        except KeyError:
+            self.map.problem("record", f"lost is {name!r}, which is no map; the object has {listed(self._map_names())}")
+            return
+        if lost.type not in ARRAYS or lost.value_size != 8:
+            self.map.problem(
+                "record",
+                f"lost is {name!r}, {map_type_name(lost)} of {lost.value_size} bytes; expected an array of u64",
+            )
+
+    def _map_names(self) -> list[str]:
+        return [spec.name for spec in self.map.object.maps]
+
+    # Tables.
+
+    def _table(self, declared: MetricDeclaration, kind: str | None, explicit: bool) -> Table | None:
+        layout = self._value_layout() if self.map.spec.type in TABLES else None
+        members = self._member_declarations(layout) if layout else {}
+        if kind is None and not any(_makes_metric(member) for member in members.values()):
+            said = [*declared.said, *(["labels"] if self.document.labels else [])]
+            if said:
+                self.map.problem("tag", f"it has {listed(said)} but no kind; add kind=counter, gauge or histogram")
+            else:
+                self.map.note("not exported: nothing says its kind")
+            return None
+        if self.map.spec.type in RINGS:
+            self.map.problem(
+                "map_type", f"a {kind} from a ring buffer's records is not supported yet; use kind=event or a hash map"
+            )
+            return None
+        if self.map.spec.type not in TABLES:
+            self._refuse(explicit, f"{map_type_name(self.map.spec)} holds no rows that can be read as a {kind}")
+            return None
+        if layout is None:
+            self.map.problem("value", "its value has no type; declare __type(value, …)")
+            return None
+        key = self._key_reader()
+        if key is None:
+            return None
+        slot_wanted = self._counts_by_slot(kind, layout, members)
+        labels, slot = key.rules(slot_wanted=slot_wanted)
+        if slot_wanted and slot is None:
+            self.map.problem(
+                "slots",
+                "a histogram needs an array of slots in its value (named or tagged slots), or a slot number in its key "
+                "(last member named slot or bucket, tagged slot, or an integer key)",
+            )
+            return None
+        values = ValueReader(self.map, declared, kind, layout, members, slot)
+        known = len(self.map.problems)
+        metrics = tuple(values.metrics())
+        if explicit and not metrics and len(self.map.problems) == known:
+            self.map.problem("value", f"its value has no member that can be a {kind}; add one, or say kind=none")
+        for metric in metrics:
+            if metric.kind is Kind.HISTOGRAM and any(prometheus_label(rule.name) == "le" for rule in labels):
+                self.map.problem("key", "label 'le' is the histogram's own; give the member another name with label=")
+        return Table(self.map.spec, labels, metrics)
+
+    def _value_layout(self) -> Layout | None:
+        return layout_of(self.map.object.btf, self.map.spec.value_type_id) if self.map.spec.value_type_id else None
+
+    def _member_declarations(self, layout: Layout) -> dict[str, MetricDeclaration]:
+        """What metadata and tags say about each member of the value, by member name."""
+        prefix = self.map.spec.name + "."
+        document = {
+            name.removeprefix(prefix): entry
+            for name, entry in self.map.document.metrics.items()
+            if name.startswith(prefix)
+        }
+        members: dict[str, MetricDeclaration] = {}
+        for leaf in layout.leaves():
+            if not leaf.name:
+                continue
+            tags = member_tags(f"{self.map.owner} member {leaf.name!r}", leaf.tags, self.map.problems)
+            declared = replace(tags.metric, kind="none") if tags.label.drop else tags.metric
+            entry = document.get(leaf.name)
+            members[leaf.name] = over(entry.metric if entry else None, declared)
+        for name, entry in document.items():
+            if name not in members:
+                text = f"names no member of the value; it has {listed(members)}"
+                self.map.problem_in_metadata(prefix + name, text)
+            elif entry.labels:
+                text = f"has labels, which belong to the map's key; say them under 'metrics.{self.map.spec.name}'"
+                self.map.problem_in_metadata(prefix + name, text)
+        return members
+
+    def _key_reader(self) -> LabelReader | None:
+        if not self.map.spec.key_type_id:
+            if self.map.is_array:
+                index = Field("", FieldKind.UINT, 0, 32, type_name="unsigned int")
+                layout = Layout("u32", 4, (index,), scalar=True)
+            else:
+                self.map.problem("key", "its key has no type; declare __type(key, …)")
+                return None
+        else:
+            layout = layout_of(self.map.object.btf, self.map.spec.key_type_id)
+        return LabelReader(self.map, "key", dict(self.document.labels), layout, self.tags.label)
+
+    def _counts_by_slot(self, kind: str | None, layout: Layout, members: Mapping[str, MetricDeclaration]) -> bool:
+        """Whether the value is a count for a slot number in the key."""
+        if kind != "histogram":
+            return False
+        return not any(is_slot_array(leaf, members.get(leaf.name, MetricDeclaration())) for leaf in layout.leaves())
+
+
+def _makes_metric(member: MetricDeclaration) -> bool:
+    """Whether a member asks to be exported by itself, whatever its map is."""
+    return member.kind != "none" and (member.kind is not None or member.slots is not None)

@@ -1,0 +1,344 @@
+"""Decides what is measured: an object, its metadata and the configuration become one :class:`Plan`.
+
+Each map goes through the same steps: what is declared about it (metadata over
+tags over name prefix), what its BTF types hold (labels from the key, metrics
+from the value), and what the configuration changes. Every step adds what is
+wrong to one list, so that a person sees all of it at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from exporter.bpf import MapSpec, ObjectSpec
+from exporter.config import AttachConfig, ImageConfig, MetricConfig
+from exporter.errors import ObjectError, PlanError, Problems, SkepError, raise_all
+from exporter.model import Kind, Scope, prometheus_label, prometheus_name
+
+from .context import ARRAYS, RINGS, MapContext, listed, mebibytes
+from .conventions import BOUNDED_DECODERS, kind_prefix
+from .globals import plan_globals
+from .labels import LABEL_NAME
+from .maps import Table, plan_map
+from .memory import data_memory, map_memory
+from .metadata import (
+    ImageMetadata,
+    parse_metadata,
+)
+from .plan import (
+    LabelRule,
+    MapPlan,
+    MetricPlan,
+    Plan,
+    ProgramPlan,
+    StreamPlan,
+    TablePlan,
+)
+from .together import exposed_names
+from .values import OTEL_NAME, Metric
+
+_PROMETHEUS_NAME = re.compile(r"[A-Za-z_:][A-Za-z0-9_:]{0,254}")
+_RESERVED = ("skep_", "process_", "python_", "scrape_")
+"""Beginnings of the agent's own metrics and of Prometheus' about a scrape."""
+_LARGEST_SHOWN = 3
+
+# Which keys of AttachConfig have a meaning for programs whose section begins so; for others all are let through.
+_ATTACH_KEYS: tuple[tuple[tuple[str, ...], frozenset[str]], ...] = (
+    (("xdp", "tc", "tcx", "netkit", "classifier", "action"), frozenset({"interfaces"})),
+    (("uprobe", "uretprobe", "usdt"), frozenset({"target", "binary", "pid"})),
+    (("perf_event",), frozenset({"frequency_hz", "period", "pid", "target"})),
+    (("cgroup", "cgroup_skb", "sockops"), frozenset({"cgroup"})),
+    (
+        ("kprobe", "kretprobe", "ksyscall", "kretsyscall", "tracepoint", "tp", "raw_tracepoint", "raw_tp", "tp_btf",
+         "fentry", "fexit", "fmod_ret", "lsm"),
+        frozenset({"target"}),
+    ),
+)  # fmt: skip
+
+
+def make_plan(
+    spec: ObjectSpec, *, config: ImageConfig, version: str, metadata: Mapping[str, object], possible_cpus: int
+) -> Plan:
+    """Settle every name, unit, label, bucket and limit of one image.
+
+    Args:
+        spec: What its object declares.
+        config: Its entry in the agent's configuration.
+        version: The image's version, for the OTel scope; may be empty.
+        metadata: The image's metadata document, ``{}`` without one.
+        possible_cpus: Of the host that will run it.
+
+    Raises:
+        PlanError, Problems: all that is wrong, in the order of the object's maps, then the configuration's keys.
+    """
+    problems: list[SkepError] = []
+    document = ImageMetadata()
+    try:
+        document = parse_metadata(metadata)
+    except Problems as error:
+        problems += error.problems
+    except PlanError as error:
+        problems.append(error)
+    return _Planner(spec, config, document, problems).plan(version, possible_cpus)
+
+
+@dataclass(slots=True)
+class _Planner:
+    """Makes one plan; ``problems`` and ``notes`` grow on the way."""
+
+    spec: ObjectSpec
+    config: ImageConfig
+    document: ImageMetadata
+    problems: list[SkepError]
+    notes: list[str] = field(default_factory=list)
+
+    def plan(self, version: str, possible_cpus: int) -> Plan:
+        self._check_document()
+        tables: list[Table] = []
+        streams: list[StreamPlan] = []
+        for spec in self.spec.maps:
+            try:
+                prefix_kind, base_name = kind_prefix(spec.name)
+                context = MapContext(self.spec, self.document, spec, base_name, self.problems, self.notes)
+                made = plan_map(context, prefix_kind)
+            except ObjectError as error:
+                self._problem("btf", f"map {spec.name!r}: {error}")
+                continue
+            if isinstance(made, Table):
+                tables.append(made)
+            elif made is not None:
+                streams.append(made)
+        constant_labels = self._constant_labels(tables, streams)
+        configured = self._configure(tables, constant_labels)
+        streams = self._configure_streams(streams, constant_labels)
+        if not configured and not any(stream.enabled for stream in streams) and not self.problems:
+            self.notes.append("nothing is exported: no map has a kind, from a tag, a name prefix or metadata")
+        plan = Plan(
+            scope=Scope(self.config.name, version),
+            tables=configured,
+            streams=tuple(streams),
+            programs=self._programs(),
+            maps=tuple(self._map_plans()),
+            globals=plan_globals(self.spec, self.config.globals, self.config.name, self.problems),
+            partial=self.config.partial,
+            map_memory=self._memory(possible_cpus),
+            description=self.document.description,
+            notes=tuple(self.notes),
+        )
+        raise_all(list({str(problem): problem for problem in self.problems}.values()))
+        return plan
+
+    def _problem(self, code: str, text: str) -> None:
+        self.problems.append(PlanError(text, code=f"plan.{code}"))
+
+    def _check_document(self) -> None:
+        """Every map that the metadata names must exist; members are checked with their map."""
+        names = [spec.name for spec in self.spec.maps]
+        for section, keys in (("metrics", self.document.metrics), ("events", self.document.events)):
+            for key in keys:
+                if key.partition(".")[0] not in names:
+                    self._problem(
+                        "metadata", f"metadata '{section}.{key}': no such map; the object has {listed(names)}"
+                    )
+
+    def _constant_labels(self, tables: Iterable[Table], streams: Iterable[StreamPlan]) -> tuple[tuple[str, str], ...]:
+        labels = tuple((name, str(value)) for name, value in self.config.labels.items())
+        owners = [(f"map {table.spec.name!r}", table.labels) for table in tables]
+        owners += [(f"event {stream.event_name!r}", stream.attributes) for stream in streams]
+        shown = {prometheus_label(name) for name in self.config.labels}
+        for name in self.config.labels:
+            if not LABEL_NAME.fullmatch(name) or prometheus_label(name) == "le":
+                self._problem(
+                    "config", f"image {self.config.name!r}: labels.{name} is no label name; use letters, digits, '_'"
+                )
+            for owner, rules in owners:
+                if any(prometheus_label(rule.name) == prometheus_label(name) for rule in rules):
+                    text = f"labels.{name} is already a label of {owner}; name it otherwise"
+                    self._problem("config", f"image {self.config.name!r}: {text}")
+        if len(shown) < len(labels):
+            self._problem(
+                "config", f"image {self.config.name!r}: two of labels {listed(self.config.labels)} become one name"
+            )
+        return labels
+
+    def _configure(
+        self, tables: Sequence[Table], constant_labels: tuple[tuple[str, str], ...]
+    ) -> tuple[TablePlan, ...]:
+        """Apply ``metrics:``, part the metrics of each map by the labels they keep, and give cells out."""
+        known = [metric.prometheus_name for table in tables for metric in table.metrics]
+        for name in self.config.metrics:
+            if name not in known:
+                self._problem(
+                    "config", f"image {self.config.name!r}: metrics.{name}: no such metric; it has {listed(known)}"
+                )
+        owners: dict[str, str] = {}
+        plans: list[TablePlan] = []
+        for table in tables:
+            parts: dict[tuple[LabelRule, ...], list[Metric]] = {}
+            for metric in table.metrics:
+                entry = self.config.metrics.get(metric.prometheus_name, MetricConfig())
+                if not (metric.enabled if entry.enabled is None else entry.enabled):
+                    continue
+                kept = self._kept_labels(table, metric, entry)
+                changed = self._renamed(metric, entry)
+                self._claim(changed, owners)
+                parts.setdefault(kept, []).append(changed)
+            plans += [self._table_plan(table.spec, kept, metrics, constant_labels) for kept, metrics in parts.items()]
+        return tuple(plans)
+
+    def _kept_labels(self, table: Table, metric: Metric, entry: MetricConfig) -> tuple[LabelRule, ...]:
+        shown = {prometheus_label(rule.name): rule for rule in table.labels}
+        dropped = {prometheus_label(name) for name in entry.drop_labels}
+        for name in entry.drop_labels:
+            if prometheus_label(name) not in shown:
+                text = f"metrics.{metric.prometheus_name}.drop_labels: no label {name!r}; it has {listed(shown)}"
+                self._problem("config", f"image {self.config.name!r}: {text}")
+        return tuple(rule for label, rule in shown.items() if label not in dropped)
+
+    def _renamed(self, metric: Metric, entry: MetricConfig) -> Metric:
+        if entry.help:
+            metric = replace(metric, help=entry.help)
+        new = entry.rename
+        if not new:
+            return metric
+        where = f"image {self.config.name!r}: metrics.{metric.prometheus_name}.rename"
+        if "." in new:
+            if not OTEL_NAME.fullmatch(new):
+                self._problem("config", f"{where} is {new!r}; expected a dotted name of letters, digits and '_'")
+            return replace(metric, name=new, prometheus_name=prometheus_name(new, kind=metric.kind, unit=metric.unit))
+        if not _PROMETHEUS_NAME.fullmatch(new):
+            self._problem("config", f"{where} is {new!r}; expected letters, digits and '_'")
+        elif metric.kind is Kind.COUNTER and not new.endswith("_total"):
+            self._problem("config", f"{where} is {new!r}; a counter's name ends in _total, write {new + '_total'!r}")
+        return replace(metric, name=_without_suffixes(new, metric), prometheus_name=new)
+
+    def _claim(self, metric: Metric, owners: dict[str, str]) -> None:
+        """Every exposed name has one owner; a histogram exposes four."""
+        name = metric.prometheus_name
+        if name.startswith(_RESERVED):
+            text = f"metric name {name!r} begins as the agent's own do ({', '.join(_RESERVED)}); name it otherwise"
+            self._problem("name", f"map {metric.map!r}: {text}")
+        clashes = sorted({owners[exposed] for exposed in exposed_names(name, metric.kind) if exposed in owners})
+        if clashes:
+            text = f"metric name {name!r} is also that of map {clashes[0]!r}; give one of them another name"
+            self._problem("name", f"map {metric.map!r}: {text}")
+        owners.update(dict.fromkeys(exposed_names(name, metric.kind), metric.map))
+
+    def _table_plan(
+        self,
+        spec: MapSpec,
+        labels: tuple[LabelRule, ...],
+        metrics: Sequence[Metric],
+        constant_labels: tuple[tuple[str, str], ...],
+    ) -> TablePlan:
+        made: list[MetricPlan] = []
+        cells = 0
+        for metric in metrics:
+            instrument = metric.instrument(cells)
+            cells += instrument.cells
+            made.append(MetricPlan(instrument, metric.value, metric.histogram))
+        is_array = spec.type in ARRAYS
+        steady = BOUNDED_DECODERS | ({"uint"} if is_array else set())  # the rows of an array never go
+        return TablePlan(
+            map=spec.name,
+            key_size=spec.key_size,
+            value_size=spec.value_size,
+            per_cpu=spec.type.per_cpu,
+            labels=labels,
+            metrics=tuple(made),
+            constant_labels=constant_labels,
+            skip_zero_rows=is_array and spec.max_entries > 1,
+            expire_idle=any(rule.decoder not in steady for rule in labels),
+            expire_after_s=self.config.expire_after_s,
+            series_limit=self.config.limits.series,
+        )
+
+    def _configure_streams(
+        self, streams: Sequence[StreamPlan], constant_labels: tuple[tuple[str, str], ...]
+    ) -> list[StreamPlan]:
+        known = [stream.event_name for stream in streams]
+        for name in self.config.events:
+            if name not in known:
+                self._problem(
+                    "config", f"image {self.config.name!r}: events.{name}: no such event; it has {listed(known)}"
+                )
+        for name in sorted({name for name in known if known.count(name) > 1}):
+            maps = [stream.map for stream in streams if stream.event_name == name]
+            self._problem("name", f"map {maps[1]!r}: event name {name!r} is also that of map {maps[0]!r}; rename one")
+        configured = []
+        for stream in streams:
+            entry = self.config.events.get(stream.event_name)
+            enabled = stream.enabled if entry is None or entry.enabled is None else entry.enabled
+            configured.append(
+                replace(
+                    stream,
+                    enabled=enabled,
+                    constant_labels=constant_labels,
+                    events_per_s=self.config.limits.events_per_s,
+                )
+            )
+        return configured
+
+    def _programs(self) -> tuple[ProgramPlan, ...]:
+        names = [program.name for program in self.spec.programs]
+        if not names:
+            self._problem("programs", "object: it has no programs; mark a function with SEC(…)")
+        for name in self.config.attach:
+            if name not in names:
+                self._problem(
+                    "config", f"image {self.config.name!r}: attach.{name}: no such program; it has {listed(names)}"
+                )
+        plans = []
+        for program in self.spec.programs:
+            attach = self.config.attach.get(program.name)
+            if attach is not None:
+                self._check_attach(program.name, program.section, attach)
+            elif program.section.startswith("?"):
+                self.notes.append(
+                    f"program {program.name!r}: not loaded, as section {program.section!r} says; name it under attach"
+                )
+                continue
+            plans.append(ProgramPlan(program.name, program.section, attach))
+        return tuple(plans)
+
+    def _check_attach(self, name: str, section: str, attach: AttachConfig) -> None:
+        kind = re.split(r"[/.]", section.lstrip("?"), maxsplit=1)[0]
+        default = AttachConfig()
+        given = [key for key in AttachConfig.__dataclass_fields__ if getattr(attach, key) != getattr(default, key)]
+        for kinds, keys in _ATTACH_KEYS:
+            for key in given if kind in kinds else ():
+                if key not in keys:
+                    text = f"has no meaning for section {section!r}; expected {listed(sorted(keys))}"
+                    self._problem("config", f"image {self.config.name!r}: attach.{name}.{key} {text}")
+
+    def _map_plans(self) -> Iterable[MapPlan]:
+        """A ring's BTF value type describes its records; the kernel wants a value size of 0 from it."""
+        for spec in self.spec.maps:
+            if spec.type in RINGS and spec.value_size:
+                yield MapPlan(spec.name, clear_value_size=True)
+
+    def _memory(self, possible_cpus: int) -> int:
+        sections: dict[str, int] = {}
+        for entry in self.spec.globals:
+            sections[entry.section] = max(sections.get(entry.section, 0), entry.offset + entry.size)
+        sizes = {spec.name: map_memory(spec, possible_cpus) for spec in self.spec.maps}
+        sizes |= {section: data_memory(size) for section, size in sections.items()}
+        total, limit = sum(sizes.values()), self.config.limits.map_memory
+        if total > limit:
+            largest = sorted(sizes, key=lambda name: -sizes[name])[:_LARGEST_SHOWN]
+            shown = ", ".join(f"{name!r} {mebibytes(sizes[name])}" for name in largest)
+            self._problem(
+                "memory",
+                f"image {self.config.name!r}: its maps need {mebibytes(total)} on {possible_cpus} CPUs ({shown}), "
+                f"limits.map_memory is {mebibytes(limit)}; raise limits.map_memory",
+            )
+        return total
+
+
+def _without_suffixes(name: str, metric: Metric) -> str:
+    """The OTel name that translates to a Prometheus name that was given whole."""
+    suffixes = prometheus_name("x", kind=metric.kind, unit=metric.unit).removeprefix("x")
+    stem = name.removesuffix(suffixes) if suffixes else name
+    return stem or name

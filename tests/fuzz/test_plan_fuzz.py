@@ -1,0 +1,267 @@
+"""Invariant: whatever object, tags, metadata and configuration, ``make_plan`` returns a Plan or raises what is wrong.
+
+A plan that is returned can be measured by: names are valid and single, cells do
+not overlap, every rule lies inside its row, bounds increase.
+"""
+
+import functools
+import re
+from collections.abc import Mapping
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from exporter.bpf import ObjectSpec, read_object
+from exporter.config import AttachConfig, EventConfig, ImageConfig, Limits, MetricConfig
+from exporter.errors import ObjectError, PlanError, Problems
+from exporter.model import Kind, prometheus_label
+from exporter.plan import DECODERS, LabelRule, Plan, ValueRule, make_plan, parse_metadata
+from exporter.plan.metadata import KINDS
+from tests.support.clang import compile_bpf
+from tests.support.elfwriter import BtfWriter, ObjectWriter
+
+SOURCE = """
+enum op { OP_READ, OP_WRITE };
+struct key { u32 device; enum op op; char comm[16]; union { u32 x TAG("label=x"); u64 y; } un; u32 slot; };
+struct value { u64 slots[5]; u64 sum; s32 depth; double load; };
+MAP(counter_a, HASH, 10, struct key, u64); MAP(hist_b, PERCPU_HASH, 10, u32, struct value);
+RING(print_c, struct key); MAP(lost, ARRAY, 1, u32, u64); const volatile u32 limit;
+"""
+JUNK = st.none() | st.booleans() | st.integers(-5, 300) | st.floats(allow_nan=False) | st.text(max_size=12)
+SAID: dict[str, list[object]] = {
+    "kind": [*KINDS],
+    "name": ["a.b", "ebpf.x", "ebpf.a", "x"],
+    "unit": ["", "s", "By", "By/s", "1", "{x}"],
+    "scale": ["1", "1e-9", "0.25", 1e-6, 1000],
+    "help": ["Help.", ""],
+    "slots": ["log2_ceil", "log2_floor", "log2_floor:5", "linear:5:0:9", "linear:2:0:5", "edges:1,2,3,4"],
+    "enabled": [True, False],
+    "sum": [True, False],
+    "severity": ["warn", "trace"],
+    "lost": ["lost", "counter_a"],
+    "time": ["device", "un.y"],
+}
+MEMBERS = ["device", "op", "comm", "un", "un.x", "un.y", "slot", "key"]
+MAPS = ["counter_a", "hist_b", "hist_b.sum", "hist_b.slots", "hist_b.depth", "print_c", "lost"]
+NAMES = ["ebpf_a_total", "ebpf_b", "ebpf_b_depth", "ebpf.c", "on_switch", "limit"]
+
+
+def mapping(draw: st.DrawFn, keys: list[str], noise: bool, limit: int = 3) -> list[str]:
+    """A few keys, and with noise one that nobody knows."""
+    chosen = draw(st.lists(st.sampled_from(keys), max_size=limit, unique=True))
+    return [*chosen, draw(st.text(max_size=6))] if noise and draw(st.booleans()) else chosen
+
+
+def value(draw: st.DrawFn, key: str, noise: bool) -> object:
+    """Something that may be said under a key, or with noise anything."""
+    if noise and draw(st.integers(0, 3)) == 0:
+        return draw(JUNK)
+    return draw(st.sampled_from(SAID[key])) if key in SAID else draw(JUNK)
+
+
+def label(draw: st.DrawFn, noise: bool) -> object:
+    """What may be said of a member."""
+    decoders = st.sampled_from(sorted(DECODERS))
+    forms: list[st.SearchStrategy[object]] = [
+        st.just({}), st.just({"drop": True}), st.just({"slot": True}), st.builds(dict, decode=decoders),
+        st.builds(dict, name=st.sampled_from(["n", "m.n"])), st.just({"labels": {"p": "uint", "q": "hex"}}),
+    ]  # fmt: skip
+    return draw(st.one_of(*forms, JUNK) if noise else st.one_of(*forms))
+
+
+@st.composite
+def documents(draw: st.DrawFn) -> dict[str, object]:
+    """A metadata document for the object above, in half of the cases with noise in it."""
+    noise = draw(st.booleans())
+    parts = ["kind", "name", "unit", "scale", "help", "slots", "enabled", "sum"]
+    metrics: dict[str, object] = {}
+    for name in mapping(draw, MAPS, noise):
+        entry: dict[str, object] = {key: value(draw, key, noise) for key in mapping(draw, parts, noise)}
+        if "." not in name or noise:
+            entry["labels"] = {member: label(draw, noise) for member in mapping(draw, MEMBERS, noise, 1)}
+        metrics[name] = entry
+    events: dict[str, object] = {}
+    for name in mapping(draw, ["print_c"], noise, 1):
+        parts = ["name", "severity", "enabled", "help", "lost", "time"]
+        events[name] = {key: value(draw, key, noise) for key in mapping(draw, parts, noise)}
+    return {"version": 1, "metrics": metrics, "events": events}
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> ImageConfig:
+    """A configuration for the object above, in half of the cases with noise in it."""
+    noise = draw(st.booleans())
+    text = st.text(max_size=8) if noise else st.sampled_from(["tier", "team", "x.y"])
+    metric = st.builds(
+        MetricConfig,
+        enabled=st.none() | st.booleans(),
+        rename=st.text(max_size=6) if noise else st.sampled_from(["", "", "other_total", "some.other"]),
+        drop_labels=st.lists(st.sampled_from(MEMBERS if noise else ["device", "op"]), max_size=2).map(tuple),
+    )
+    known = ["ebpf_a_total"] if not noise else NAMES
+    return ImageConfig(
+        name="image",
+        ref="image",
+        labels={draw(text): "x" for _ in range(draw(st.integers(0, 2)))},
+        metrics={name: draw(metric) for name in mapping(draw, known, noise, 1)},
+        events={name: EventConfig(enabled=False) for name in mapping(draw, NAMES if noise else ["ebpf.c"], noise, 1)},
+        globals={name: draw(JUNK if noise else st.integers(0, 9)) for name in mapping(draw, ["limit"], noise, 1)},  # type: ignore[misc]
+        attach={name: AttachConfig(pid=draw(st.integers(0, noise))) for name in mapping(draw, ["on_switch"], noise, 1)},
+        limits=Limits(map_memory=draw(st.integers(0, 1 << 30)) if noise else 1 << 30),
+    )
+
+
+METRIC_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
+LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
+
+
+@functools.cache
+def compiled() -> ObjectSpec:
+    """An object with a table, a histogram, a ring and a global."""
+    return read_object(compile_bpf(SOURCE))
+
+
+def inside(rule: LabelRule | ValueRule, size: int) -> bool:
+    """Whether a rule reads only bytes that are there."""
+    return rule.offset_bits >= 0 and rule.size_bits > 0 and rule.offset_bits + rule.size_bits <= size * 8
+
+
+def check(plan: Plan) -> None:
+    """What everyone behind the plan relies on."""
+    names: set[str] = set()
+    for table in plan.tables:
+        labels = [prometheus_label(rule.name) for rule in table.labels]
+        labels += [prometheus_label(name) for name, _ in table.constant_labels]
+        assert len(labels) == len(set(labels)) and all(map(LABEL_NAME.fullmatch, labels))
+        assert all(inside(rule, table.key_size) and rule.decoder in DECODERS for rule in table.labels)
+        cell = 0
+        assert table.metrics
+        for metric in table.metrics:
+            instrument = metric.instrument
+            assert METRIC_NAME.fullmatch(instrument.prometheus_name)
+            assert instrument.prometheus_name not in names
+            names.add(instrument.prometheus_name)
+            assert instrument.first_cell == cell
+            cell += instrument.cells
+            assert (metric.value is None) == (instrument.kind is Kind.HISTOGRAM) == (metric.histogram is not None)
+            assert list(instrument.bounds) == sorted(set(instrument.bounds))
+            if metric.value:
+                assert inside(metric.value, table.value_size) and metric.value.size_bits <= 64
+            if metric.histogram:
+                rule = metric.histogram
+                assert rule.slot_count == len(instrument.bounds) + 1 and (rule.slot is None) != (rule.slots is None)
+                assert rule.slot is None or (inside(rule.slot, table.key_size) and rule.count is not None)
+                if rule.slots:
+                    assert rule.slots.offset_bits + rule.slots.size_bits * rule.slot_count <= table.value_size * 8
+                assert all(inside(part, table.value_size) for part in (rule.count, rule.sum) if part)
+    for stream in plan.streams:
+        assert all(inside(rule, stream.record_size) for rule in stream.attributes)
+        assert stream.time is None or inside(stream.time, stream.record_size)
+
+
+def plan(spec: ObjectSpec, config: ImageConfig, metadata: Mapping[str, object]) -> None:
+    """Make a plan and check it, or see that what is wrong is said as it must be."""
+    try:
+        check(make_plan(spec, config=config, version="", metadata=metadata, possible_cpus=4))
+    except Problems as problems:
+        assert all(isinstance(problem, PlanError) for problem in problems.problems)
+    except PlanError as problem:
+        assert "\n" not in str(problem)
+        assert problem.code.startswith("plan.")
+
+
+SLOW = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@SLOW
+@given(documents(), configs())
+def test_any_metadata_and_configuration_make_a_plan_or_say_what_is_wrong(
+    metadata: dict[str, object], config: ImageConfig
+) -> None:
+    """Of an object that by itself is fine."""
+    plan(compiled(), config, metadata)
+
+
+JSON = st.recursive(
+    JUNK,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@SLOW
+@given(st.dictionaries(st.sampled_from(["version", "description", "metrics", "events", "x"]), JSON))
+def test_any_document_is_read_or_refused(document: dict[str, object]) -> None:
+    """It comes from whoever pushed the image."""
+    try:
+        parse_metadata(document)
+    except (PlanError, Problems):
+        return
+
+
+@st.composite
+def tags(draw: st.DrawFn) -> str:
+    """A declaration tag, one in eight of them with anything in it."""
+    if draw(st.integers(0, 7)) == 0:
+        return "skep:" + draw(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12))
+    flags = ["drop", "slot", "time", "sum", "enabled"]
+    said = {key: values for key, values in SAID.items() if key not in flags}
+    said |= {key: ["true", "false"] for key in flags}
+    said |= {"label": ["a", "b.c:uint", "d:cgroup"], "decode": sorted(DECODERS)}
+    key = draw(st.sampled_from(sorted(said)))
+    return f"skep:{key}={draw(st.sampled_from(said[key]))}"
+
+
+@st.composite
+def objects(draw: st.DrawFn) -> ObjectWriter:
+    """An object of a few maps whose types and tags are drawn."""
+    writer = ObjectWriter()
+    writer.program("on_switch")
+    btf = writer.btf
+    types = [btf.int("u32", 4), btf.int("u64", 8), btf.int("s8", 1, encoding=1), btf.int("bool", 1, encoding=4)]
+    types += [btf.int("big", 16), btf.ptr(types[0]), btf.record(16, "double", 8), btf.int("char", 1, encoding=1)]
+    types.append(btf.enum("op", [("OP_A", 0), ("OP_B", -1)]))
+    for index in range(draw(st.integers(0, 4))):
+        types.append(draw_type(draw, btf, types, index))
+    for index in range(draw(st.integers(1, 3))):
+        prefix = draw(st.sampled_from(["counter_", "gauge_", "hist_", "print_", ""]))
+        key, value = draw(st.sampled_from(types)), draw(st.sampled_from(types))
+        kind = draw(st.sampled_from([1, 1, 2, 5, 6, 9, 11, 27, 99]))
+        var = writer.map(f"{prefix}m{index}", kind, draw(st.integers(1, 5)), key=key, value=value)
+        for tag in draw(st.lists(tags(), max_size=2)):
+            btf.decl_tag(tag, var)
+    return writer
+
+
+def draw_type(draw: st.DrawFn, btf: BtfWriter, types: list[int], index: int) -> int:
+    """A struct, union, array or typedef over earlier types, of a size that may be wrong."""
+    match draw(st.sampled_from(["struct", "union", "array", "typedef"])):
+        case "array":
+            return btf.array(draw(st.sampled_from(types)), draw(st.integers(0, 70)))
+        case "typedef":
+            return btf.record(
+                8,
+                draw(st.sampled_from(["ipv4_addr", "duration", "cgroup_id", "ktime_ns"])),
+                draw(st.sampled_from(types)),
+            )
+        case kind:
+            names = st.sampled_from(["a", "b", "slots", "sum", "slot", "count", "pad", ""])
+            count = draw(st.integers(0, 4))
+            members = [
+                (draw(names), draw(st.sampled_from(types)), 0 if kind == "union" else 128 * at) for at in range(count)
+            ]
+            made = btf.struct(f"s{index}", 16 * max(count, 1), members, kind=5 if kind == "union" else 4)
+            for tag in draw(st.lists(tags(), max_size=2)):
+                btf.decl_tag(tag, made, draw(st.integers(0, max(count - 1, 0))))
+            return made
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(objects())
+def test_any_object_makes_a_plan_or_says_what_is_wrong(writer: ObjectWriter) -> None:
+    """Types no compiler makes, tags no header writes."""
+    try:
+        spec = read_object(writer.build())
+    except ObjectError:
+        return
+    plan(spec, ImageConfig(name="image", ref="image"), {})
