@@ -1,14 +1,9 @@
-"""The agent's YAML: its types, their defaults, and (``parse``, ``load``) how text becomes them.
-
-Everything downstream reads these frozen types; nothing downstream reads YAML.
-"""
+"""What a configuration says once it is read: frozen types, every default applied."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-
-
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +65,10 @@ class ImageConfig:
         required: Whether readiness waits for it.
         partial: ``run`` or ``refuse``, when some of its programs cannot attach.
         labels: Constant labels on every series and event.
-        globals: Values for ``const volatile`` globals by C name, checked against BTF.
+        globals: Values for ``const volatile`` globals by C name, checked against BTF: a bare ``true``
+            or ``false`` is a bool, a bare decimal or ``0x`` number an int or float, all else text.
+        expire_after_s: A series unchanged for this long is no longer shown.
+        file, line: Where its reference stands, for messages.
     """
 
     name: str

@@ -1,0 +1,193 @@
+"""What is posted over OTLP, and when: metrics at an interval, events as they come.
+
+Metrics are cumulative: a request that could not be delivered until the next one is
+due is given up, and nothing is lost by it. Events are not: a parcel is offered until the receiver takes
+or refuses it, while newer ones wait in the bounded queue.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from exporter.export import otlp
+from exporter.export.otlp import Request
+from exporter.export.sender import OtlpSender, Outcome, Verdict
+from exporter.model import Resource
+
+from . import log
+from .events import Ledger, Parcel, ParcelQueue
+
+REQUEST_BYTES = 1 << 20
+_LINGER_S = 0.2
+_BACKOFF_FIRST_S = 1.0
+_BACKOFF_MAX_S = 30.0
+
+
+class _Delivery:
+    """One sender and what is told about it."""
+
+    def __init__(self, sender: OtlpSender, signal: str) -> None:
+        self._sender = sender
+        self._signal = signal
+        self._repeats = log.Repeats()
+
+    def items(self) -> dict[tuple[str, str], int]:
+        """Items so far by signal and outcome."""
+        account = self._sender.account
+        return {
+            (self._signal, "accepted"): account.accepted,
+            (self._signal, "rejected"): account.rejected,
+            (self._signal, "failed"): account.failed,
+        }
+
+    def _tell(self, outcome: Outcome, items: int) -> None:
+        """Log a failure once and the recovery from it."""
+        if outcome.verdict is Verdict.STOPPED:
+            return
+        if outcome.accepted and not outcome.rejected_items:
+            failures = self._repeats.clear(self._signal)
+            if failures:
+                log.info(
+                    "receiver takes data again", signal=self._signal, url=self._sender.url, after_failures=failures
+                )
+            return
+        # A message may hold a count that differs each time; its cause does not.
+        count = self._repeats.count(self._signal, outcome.cause)
+        if count:
+            log.warn(
+                "receiver refused items" if outcome.accepted or not outcome.retryable else "receiver is not available",
+                signal=self._signal,
+                url=self._sender.url,
+                reason=outcome.message,
+                items=outcome.rejected_items or items,
+                times=count if count > 1 else None,
+            )
+
+    def close(self) -> None:
+        """Close idle connections."""
+        self._sender.close()
+
+
+class MetricsDelivery(_Delivery):
+    """Posts a snapshot every ``interval_s``.
+
+    Args:
+        encode: Reads all images and gives the requests of this instant.
+    """
+
+    def __init__(self, sender: OtlpSender, encode: Callable[[], Sequence[Request]], interval_s: float) -> None:
+        super().__init__(sender, "metrics")
+        self._encode = encode
+        self._interval_s = interval_s
+
+    def run(self, stop: threading.Event) -> None:
+        """Post until ``stop`` is set; the first time after a random part of the interval, so that a fleet spreads."""
+        due_s = time.monotonic() + random.uniform(0.0, min(self._interval_s, 10.0))  # noqa: S311 - spreads load
+        while not stop.wait(max(0.0, due_s - time.monotonic())):
+            # A late one is followed by the next on the same beat, not by a burst.
+            due_s = max(due_s + self._interval_s, time.monotonic())
+            self._post(stop, due_s)
+
+    def _post(self, stop: threading.Event, until_s: float) -> None:
+        try:
+            requests = self._encode()
+        except Exception:  # a bug; the next interval tries again
+            log.bug("encoding metrics failed")
+            return
+        for request in requests:
+            left_s = until_s - time.monotonic()
+            outcome = self._sender.send(request.body, items=request.items, stop=stop, deadline_s=max(0.0, left_s))
+            self._tell(outcome, request.items)
+
+    def flush(self, deadline_s: float) -> None:
+        """Post once more, at the end."""
+        self._post(threading.Event(), time.monotonic() + deadline_s)
+
+
+class LogsDelivery(_Delivery):
+    """Posts parcels of events and settles them in the ledger."""
+
+    def __init__(self, sender: OtlpSender, queue: ParcelQueue, ledger: Ledger, resource: Resource) -> None:
+        super().__init__(sender, "logs")
+        self._queue = queue
+        self._ledger = ledger
+        self._resource = resource
+        self._held: list[Parcel] = []
+        self._requests: deque[Request] = deque()
+
+    def run(self, stop: threading.Event) -> None:
+        """Post until ``stop`` is set; what is then in hand stays for :meth:`flush`."""
+        while not stop.is_set():
+            if not self._held:
+                if not self._queue.wait(0.5):
+                    continue
+                stop.wait(_LINGER_S)  # a request of many records costs hardly more than one of few
+                self._pick()
+            self._offer(stop, float("inf"))
+
+    def flush(self, deadline_s: float) -> None:
+        """Offer what is left until ``deadline_s`` from now; what then remains is dropped and counted."""
+        end = time.monotonic() + deadline_s
+        while self._held or self._pick():
+            self._offer(threading.Event(), end)
+            if time.monotonic() >= end:
+                break
+        left = [*self._held, *self._queue.take(1 << 62)]
+        for parcel in left:
+            self._ledger.settle(parcel.image, parcel.stream, dropped=parcel.records, reason="shutdown")
+        if left:
+            log.warn("events dropped at the end", records=sum(parcel.records for parcel in left), url=self._sender.url)
+        self._held = []
+
+    def _pick(self) -> bool:
+        """Take parcels in hand: one larger than a request, or several that fit into one."""
+        self._held = self._queue.take(REQUEST_BYTES)
+        self._requests = deque(otlp.logs(self._resource, [(parcel.scope, parcel.body) for parcel in self._held]))
+        return bool(self._held)
+
+    def _offer(self, stop: threading.Event, end: float) -> None:
+        """Post what is in hand until it is answered; keeps the rest in hand when stopped or out of time."""
+        while self._requests:
+            outcome = self._answer(self._requests[0], stop, end)
+            if outcome is None:
+                return
+            items = self._requests.popleft().items
+            self._sender.settle(outcome, items)
+            self._settle(outcome, items)
+        for parcel in self._held:  # records that are in no request, though their decoder counted them
+            self._ledger.settle(parcel.image, parcel.stream, failed=parcel.records)
+        self._held = []
+
+    def _answer(self, request: Request, stop: threading.Event, end: float) -> Outcome | None:
+        """A final outcome, or None if there is none in time."""
+        attempt = 0
+        while True:
+            outcome = self._sender.post(request.body, stop=stop)
+            self._tell(outcome, request.items)
+            if outcome.verdict is Verdict.STOPPED:
+                return None
+            if not outcome.retryable:
+                return outcome
+            bound_s = min(_BACKOFF_MAX_S, _BACKOFF_FIRST_S * 2.0 ** min(attempt, 20))
+            pause_s = max(random.uniform(0.0, bound_s), outcome.retry_after_s or 0.0)  # noqa: S311 - spreads load
+            if time.monotonic() + pause_s >= end or stop.wait(pause_s):
+                return None
+            attempt += 1
+
+    def _settle(self, outcome: Outcome, items: int) -> None:
+        """Give ``items`` of the parcels in hand, oldest first, their end."""
+        refused = items if not outcome.accepted else min(outcome.rejected_items, items)
+        while items and self._held:
+            parcel = self._held[0]
+            part = min(items, parcel.records)
+            failed = min(refused, part)
+            self._ledger.settle(parcel.image, parcel.stream, exported=part - failed, failed=failed)
+            items -= part
+            refused -= failed
+            left = parcel.records - part
+            self._held[:1] = [replace(parcel, records=left)] if left else []

@@ -1,0 +1,304 @@
+"""An image's life: what state it is in and why, what it tells, and when it is tried again.
+
+::
+
+    pulling ──▶ loading ──▶ running     every program attached, every map readable
+       │           │    └─▶ degraded    some programs could not attach
+       └───────────┴──▶ failed         tried again forever, after a random wait whose bound doubles
+
+    stale: it runs, but what it shows may not be the newest: the registry did not answer
+           (with pull: always), or its maps cannot be read
+
+Knows no thread: whoever calls :meth:`Image.bring_up` and :meth:`Image.stop` does so one
+at a time; the rest may be read from anywhere.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from exporter.config import ImageConfig, RegistryConfig, RetryConfig
+from exporter.errors import ImageError, KernelError, PlanError, Problems, SkepError
+from exporter.image import Bundle, Store, fetch, parse_reference
+from exporter.plan import Plan
+
+from . import log
+from .events import EventReader
+from .program import Program, Resolve, load, plan_bundle
+from .telemetry import ImageStatus
+
+_FLOOR_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What images of one agent share.
+
+    Attributes:
+        loading: Bounds how many loader processes run at a time.
+        claim: Takes a plan's metric names for an image, or raises ``PlanError`` naming who has one.
+        prune: Drops versions from the store that are too old.
+        changed: Called after each change of an image's state.
+    """
+
+    store: Store
+    registries: Mapping[str, RegistryConfig]
+    retry: RetryConfig
+    resolve: Resolve
+    reader: EventReader
+    loading: threading.Semaphore
+    claim: Callable[[str, Plan], None]
+    prune: Callable[[], None]
+    changed: Callable[[], None]
+    stop: threading.Event
+
+
+class Image:
+    """One entry of ``images``, from configuration to numbers."""
+
+    def __init__(self, config: ImageConfig, around: Surroundings) -> None:
+        self.config = config
+        self.name = config.name
+        self.program: Program | None = None
+        self.due_s = 0.0
+        self._around = around
+        self._state = "pulling"
+        self._reason = ""
+        self._bundle: Bundle | None = None
+        self._attempts = 0
+        self._pull_failures: dict[str, int] = {}
+        self._repeats = log.Repeats()
+        self._read_error = ""
+        self._displaced: PlanError | None = None
+
+    @property
+    def state(self) -> str:
+        """One of ``telemetry.STATES``."""
+        return "stale" if self._read_error and self.program is not None else self._state
+
+    @property
+    def reason(self) -> str:
+        """Why it is not simply running; one line, may be empty."""
+        return self._read_error if self.state == "stale" and self._read_error else self._reason
+
+    @property
+    def digest(self) -> str:
+        """What its reference resolved to; empty before the first pull."""
+        return str(self._bundle.digest) if self._bundle is not None else ""
+
+    def bring_up(self) -> None:
+        """Get it, load it, run it; whatever goes wrong is told here and tried again at :attr:`due_s`."""
+        self.due_s = float("inf")
+        displaced, self._displaced = self._displaced, None
+        if displaced is not None:
+            self.stop()
+            self._fail(displaced)
+            return
+        try:
+            bundle, pull_error = self._pull()
+            if self.program is None or self.program.bundle.digest != bundle.digest:
+                self._replace(bundle)
+        except SkepError as error:
+            self._fail(error)
+        except Exception as error:  # a bug of ours is this image's failure, not the agent's
+            log.bug("bringing up an image failed", image=self.name)
+            self._fail(SkepError(f"internal error: {error!r}; please report it with the traceback in the log"))
+        else:
+            self._settle(pull_error)
+
+    def _pull(self) -> tuple[Bundle, ImageError | None]:
+        """Get the bundle; with ``pull: always`` a stored one will do, and the registry's error is given with it."""
+        around, config = self._around, self.config
+        self._progress("pulling")
+        reference = parse_reference(config.ref)
+
+        def get(pull: str) -> Bundle:
+            return fetch(reference, store=around.store, registries=around.registries, pull=pull, stop=around.stop)
+
+        try:
+            return get(config.pull), None
+        except ImageError as error:
+            self._pull_failures[error.code] = self._pull_failures.get(error.code, 0) + 1
+            if config.pull != "always":
+                raise
+            try:
+                return get("never"), error
+            except ImageError:
+                raise error from None
+
+    def _replace(self, bundle: Bundle) -> None:
+        """Run this bundle instead of whatever ran before, which goes on until the new one is attached."""
+        self._bundle = bundle
+        old = self.program
+        self._progress("loading")
+        plan = plan_bundle(bundle, self.config)
+        self._around.claim(self.name, plan)
+        with self._around.loading:
+            program = load(bundle, plan, self.config, resolve=self._around.resolve)
+        for note in plan.notes:
+            log.debug("note on the plan", image=self.name, note=note)
+        if not plan.tables and not plan.streams:
+            log.warn("image exports nothing", image=self.name, reason="; ".join(plan.notes))
+        try:
+            for stream in program.streams:
+                self._around.reader.add(stream)
+        except SkepError:
+            self._close(program)
+            raise
+        self.program = program
+        self._read_error = ""
+        if old is not None:
+            self._close(old)
+        self._around.prune()
+
+    def _settle(self, pull_error: ImageError | None) -> None:
+        assert self.program is not None
+        bundle, failures = self.program.bundle, self._attempts
+        reason = self.program.not_attached
+        state = "degraded" if reason else "running"
+        if pull_error is not None:
+            state, reason = "stale", f"{pull_error}; runs the stored version"
+            self._retry()
+        else:
+            self._attempts = 0
+        self._enter(state, reason)
+        count = self._repeats.count(state, reason) if reason else 1
+        if count:
+            tell = log.warn if reason else log.info
+            tell(
+                f"image {state}",
+                image=self.name,
+                ref=bundle.reference,
+                digest=bundle.digest,
+                version=bundle.version,
+                programs=sum(self.program.attached.values()),
+                reason=reason,
+                times=count if count > 1 else None,
+                after_failures=failures if failures and pull_error is None else None,
+            )
+        if not reason:
+            self._repeats.clear(state)
+            self._repeats.clear("failed")
+
+    def _fail(self, error: SkepError) -> None:
+        if self._around.stop.is_set():
+            return
+        wait_s = self._retry()
+        reason = one_line(error)
+        if self.program is not None:
+            # The version that runs goes on; only the newer one failed.
+            self._enter("stale", f"{reason}; runs the version from before")
+        else:
+            self._enter("failed", reason)
+        # A transport's message may differ from attempt to attempt; its code does not.
+        count = self._repeats.count("failed", error.code if isinstance(error, ImageError) else reason)
+        if count:
+            log.error(
+                f"image {self.state}",
+                image=self.name,
+                ref=self.config.ref,
+                digest=self.digest,
+                reason=reason,
+                code=error.code,
+                times=count if count > 1 else None,
+                retry_in_s=round(wait_s, 1),
+            )
+            if isinstance(error, KernelError) and error.log:
+                log.info("last lines of the kernel's log", image=self.name, log=error.log)
+
+    def _retry(self) -> float:
+        """Plan the next attempt: full jitter, so that a fleet does not knock at once."""
+        retry = self._around.retry
+        bound_s = min(retry.max_s, retry.first_s * 2.0 ** min(self._attempts, 40))
+        self._attempts += 1
+        wait_s = max(_FLOOR_S, random.uniform(0.0, bound_s))  # noqa: S311 - spreads load, guards nothing
+        self.due_s = time.monotonic() + wait_s
+        return wait_s
+
+    def displace(self, error: PlanError) -> None:
+        """Have it stopped, because an image before it in the configuration has one of its metric names.
+
+        It is shown no more from here on, and stops when it is due, which is now.
+        """
+        self._displaced = error
+        self.due_s = 0.0
+
+    def shows(self, program: Program) -> bool:
+        """Whether this program is still the one to show; the caller holds its lock."""
+        return self.program is program and self._displaced is None
+
+    def read(self, program: Program, arrived_s: float) -> None:
+        """Read its maps into its frames; the caller holds the program's lock. A failure is told and makes it stale."""
+        try:
+            program.read(arrived_s)
+            error = program.last_read.error
+        except Exception as unexpected:  # a bug in one image's decoding must not end the scrape
+            error = f"internal error: {unexpected!r}"
+            program.give_up_read(arrived_s, error)
+            if self._repeats.count("read", error):
+                log.bug("reading an image's maps failed", image=self.name)
+        if error and self._repeats.count("unreadable", error):
+            log.error("maps cannot be read", image=self.name, reason=error)
+        elif not error and self._repeats.clear("unreadable"):
+            log.info("maps can be read again", image=self.name)
+        if error != self._read_error:
+            self._read_error = error
+            self._around.changed()
+
+    def stop(self) -> None:
+        """Detach it."""
+        program, self.program = self.program, None
+        if program is not None:
+            self._close(program)
+
+    def _close(self, program: Program) -> None:
+        for stream in program.streams:
+            self._around.reader.remove(stream)
+        program.close()
+
+    def _progress(self, state: str) -> None:
+        """Enter a state on the way up; one that failed stays failed until it runs, so that an alert on it holds."""
+        if self.program is None and not self._attempts:
+            self._enter(state, "")
+
+    def _enter(self, state: str, reason: str) -> None:
+        if (state, reason) != (self._state, self._reason):
+            self._state, self._reason = state, reason
+            self._around.changed()
+
+    def status(self) -> ImageStatus:
+        """What there is to tell."""
+        program, bundle = self.program, self._bundle
+        if program is None:
+            return ImageStatus(
+                self.name, self.config.ref, self.state, self.digest, pull_failures=dict(self._pull_failures)
+            )
+        assert bundle is not None
+        last = program.last_read
+        return ImageStatus(
+            name=self.name,
+            ref=self.config.ref,
+            state=self.state,
+            digest=str(program.bundle.digest),
+            version=program.bundle.version,
+            format=program.bundle.format,
+            pull_failures=dict(self._pull_failures),
+            attached=program.attached,
+            series=program.series,
+            folded=program.folded,
+            map_entries=dict(program.map_entries),
+            lost=dict(program.lost),
+            ring_fill={stream.name: stream.fill_ratio_max for stream in program.streams},
+            scrape_s=last.took_s,
+            scrape_ok=last.took_s is not None and not last.error,
+        )
+
+
+def one_line(error: SkepError) -> str:
+    """A message for a state or a log field: several problems in one line."""
+    problems = error.problems if isinstance(error, Problems) else (error,)
+    return "; ".join(str(problem) for problem in problems)

@@ -1,0 +1,222 @@
+"""The agent's own metrics: each declared here, once, and read from the agent at scrape time.
+
+Nothing is counted here. The agent's parts count for themselves, and one call takes
+all event counts at one instant, so that in every scrape, for each image and stream,
+received = exported + failed + sum of dropped + queued.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from exporter.resources import version
+
+STATES = ("pulling", "loading", "running", "degraded", "stale", "failed")
+"""An image's life; see ``image.py``."""
+
+VERSION = version()
+
+
+@dataclass(frozen=True, slots=True)
+class StreamCounts:
+    """The accounting of one stream at one instant: received = exported + failed + sum(dropped) + queued."""
+
+    image: str
+    stream: str
+    received: int
+    exported: int
+    failed: int
+    queued: int
+    dropped: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageStatus:
+    """What there is to tell about one image.
+
+    Attributes:
+        attached: Each program and whether it is attached.
+        map_entries: Map name to rows seen by the last read and rows it can hold.
+        lost: Stream to records its program could not put into the ring.
+        ring_fill: Stream to the highest share of its ring seen filled, 0 to 1.
+        scrape_s: Seconds the last read took; None before the first.
+        scrape_ok: Whether it read every map.
+    """
+
+    name: str
+    ref: str
+    state: str
+    digest: str = ""
+    version: str = ""
+    format: str = ""
+    pull_failures: Mapping[str, int] = field(default_factory=dict)
+    attached: Mapping[str, bool] = field(default_factory=dict)
+    series: int = 0
+    folded: int = 0
+    map_entries: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    lost: Mapping[str, int] = field(default_factory=dict)
+    ring_fill: Mapping[str, float] = field(default_factory=dict)
+    scrape_s: float | None = None
+    scrape_ok: bool = False
+
+
+class Source(Protocol):
+    """Where the numbers come from: the agent."""
+
+    def image_statuses(self) -> Sequence[ImageStatus]: ...
+    def stream_counts(self) -> Sequence[StreamCounts]: ...
+    def otlp_items(self) -> Mapping[tuple[str, str], int]:
+        """Items by signal (metrics, logs) and outcome (accepted, rejected, failed)."""
+
+
+class OwnMetrics(Collector):
+    """Renders the agent's own metrics as Prometheus text 0.0.4."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+        ProcessCollector(registry=self._registry)
+
+    def render(self) -> bytes:
+        """Give the text, ready to follow that of the images."""
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterable[Metric]:
+        """Give every family (prometheus-client calls this)."""
+        python = ".".join(map(str, sys.version_info[:3]))
+        yield _gauge("skep_build_info", "Version of the agent.", ("version", "python"), [((VERSION, python), 1)])
+        yield from self._images(self._source.image_statuses())
+        yield from self._events(self._source.stream_counts())
+        yield _counter(
+            "skep_otlp_items",
+            "Data points and log records posted over OTLP, by what became of them.",
+            ("signal", "outcome"),
+            self._source.otlp_items().items(),
+        )
+
+    @staticmethod
+    def _images(images: Sequence[ImageStatus]) -> Iterable[Metric]:
+        yield _gauge(
+            "skep_image_info",
+            "Image that runs: its reference as configured and what it resolved to.",
+            ("image", "ref", "digest", "version", "format"),
+            [((i.name, i.ref, i.digest, i.version, i.format), 1) for i in images if i.digest],
+        )
+        yield _gauge(
+            "skep_image_state",
+            "Whether the image is in this state.",
+            ("image", "state"),
+            [((i.name, state), int(i.state == state)) for i in images for state in STATES],
+        )
+        yield _counter(
+            "skep_image_pull_failures",
+            "Attempts to get the image that failed, by cause.",
+            ("image", "code"),
+            [((i.name, code), count) for i in images for code, count in i.pull_failures.items()],
+        )
+        yield _gauge(
+            "skep_program_attached",
+            "Whether the program is attached.",
+            ("image", "program"),
+            [((i.name, program), int(on)) for i in images for program, on in i.attached.items()],
+        )
+        yield _gauge(
+            "skep_metric_series", "Live series of the image.", ("image",), [((i.name,), i.series) for i in images]
+        )
+        yield _counter(
+            "skep_series_folded",
+            "New label sets beyond limits.series, folded into an overflow series.",
+            ("image",),
+            [((i.name,), i.folded) for i in images],
+        )
+        entries = [((i.name, name), pair) for i in images for name, pair in i.map_entries.items()]
+        yield _gauge(
+            "skep_map_entries", "Rows of the map at the last read.", ("image", "map"), [(k, v[0]) for k, v in entries]
+        )
+        yield _gauge(
+            "skep_map_max_entries", "Rows the map can hold.", ("image", "map"), [(k, v[1]) for k, v in entries]
+        )
+        yield _counter(
+            "skep_ring_lost",
+            "Records the program could not put into its full ring, as it counted them; absent where it does not count.",
+            ("image", "stream"),
+            [((i.name, stream), lost) for i in images for stream, lost in i.lost.items()],
+        )
+        yield _gauge(
+            "skep_ring_fill_ratio_max",
+            "Highest share of the ring seen filled.",
+            ("image", "stream"),
+            [((i.name, stream), ratio) for i in images for stream, ratio in i.ring_fill.items()],
+        )
+        read = [i for i in images if i.scrape_s is not None]
+        yield _gauge(
+            "skep_scrape_collector_duration_seconds",
+            "Time the last read of the image's maps took.",
+            ("collector",),
+            [((i.name,), i.scrape_s or 0.0) for i in read],
+        )
+        yield _gauge(
+            "skep_scrape_collector_success",
+            "Whether the last read of the image's maps succeeded.",
+            ("collector",),
+            [((i.name,), int(i.scrape_ok)) for i in images],
+        )
+
+    @staticmethod
+    def _events(streams: Sequence[StreamCounts]) -> Iterable[Metric]:
+        labels = ("image", "stream")
+        yield _counter(
+            "skep_events_received",
+            "Records read from the stream's ring; equals exported + failed + dropped + queued.",
+            labels,
+            [((s.image, s.stream), s.received) for s in streams],
+        )
+        yield _counter(
+            "skep_events_exported",
+            "Records a receiver accepted.",
+            labels,
+            [((s.image, s.stream), s.exported) for s in streams],
+        )
+        yield _counter(
+            "skep_events_failed",
+            "Records that could not be decoded, or that a receiver refused.",
+            labels,
+            [((s.image, s.stream), s.failed) for s in streams],
+        )
+        yield _counter(
+            "skep_events_dropped",
+            "Records dropped by a declared rule.",
+            (*labels, "reason"),
+            [((s.image, s.stream, reason), n) for s in streams for reason, n in sorted(s.dropped.items())],
+        )
+        yield _gauge(
+            "skep_events_queued",
+            "Records waiting to be sent.",
+            labels,
+            [((s.image, s.stream), s.queued) for s in streams],
+        )
+
+
+Samples = Iterable[tuple[Sequence[str], float]]
+
+
+def _gauge(name: str, help_: str, labels: Sequence[str], samples: Samples) -> Metric:
+    family = GaugeMetricFamily(name, help_, labels=labels)
+    for values, value in samples:
+        family.add_metric(list(values), value)
+    return family
+
+
+def _counter(name: str, help_: str, labels: Sequence[str], samples: Samples) -> Metric:
+    family = CounterMetricFamily(name, help_, labels=labels)
+    for values, value in samples:
+        family.add_metric(list(values), value)
+    return family

@@ -1,0 +1,204 @@
+"""``skep run``: one image, here and now, as JSON lines.
+
+A row is a line with ``time``, ``metric``, ``image``, ``attributes`` and ``value``; a histogram
+has ``count``, ``sum`` and ``buckets`` instead, buckets not cumulative. An event is a line with
+``time``, ``event``, ``image`` and ``attributes``. All else goes to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from exporter.config import ImageConfig, parse_duration, parse_value
+from exporter.errors import ConfigError, KernelError
+
+if TYPE_CHECKING:
+    from exporter.agent.program import Program, Stream
+    from exporter.kernel import RingReader
+
+_READ_BYTES = 1 << 20
+_TURN_S = 0.2
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``run``."""
+    parser = subparsers.add_parser(
+        "run",
+        help="run one image or object until interrupted, and print what it counts",
+        description="Load one image or local object, and print its rows at an interval and its events as they come, "
+        "as JSON lines, until SIGINT, SIGTERM or --duration. Detaches at the end.",
+    )
+    parser.add_argument("reference", metavar="FILE-OR-REF", help="FILE.o, catalog:NAME, oci:DIR, or a registry's image")
+    parser.add_argument("--no-tty", action="store_true", help="JSON lines, whatever stdout is; the only form there is")
+    parser.add_argument(
+        "--interval",
+        metavar="DURATION",
+        type=_duration,
+        default=1.0,
+        help="between two prints of all rows (default: 1s)",
+    )
+    parser.add_argument("--duration", metavar="DURATION", type=_duration, help="stop after this long")
+    parser.add_argument(
+        "--global",
+        metavar="NAME=VALUE",
+        dest="globals",
+        action="append",
+        default=[],
+        type=_global,
+        help="set a `const volatile` global; repeatable",
+    )
+    parser.add_argument(
+        "--pull",
+        choices=("if-not-present", "always", "never"),
+        default="if-not-present",
+        help="(default: if-not-present)",
+    )
+    parser.add_argument("--store", metavar="DIR", type=Path, help="where images are kept (default: this user's)")
+    parser.set_defaults(run=_run)
+
+
+def _duration(text: str) -> float:
+    try:
+        seconds = parse_duration(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    if seconds <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r}; must be longer than nothing")
+    return seconds
+
+
+def _global(text: str) -> tuple[str, int | bool | float | str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise argparse.ArgumentTypeError(f"{text!r}; must be NAME=VALUE")
+    return name, parse_value(value)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from exporter.agent.program import load, make_lookup, plan_bundle  # noqa: PLC0415 - the whole path, for this verb only
+    from exporter.image import Store, default_store_path, fetch, parse_reference  # noqa: PLC0415
+    from exporter.kernel import RingReader  # noqa: PLC0415
+
+    names = [name for name, _ in args.globals]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"--global {name} is given twice")
+    reference = parse_reference(args.reference)
+    config = ImageConfig(name=reference.default_name, ref=args.reference, pull=args.pull, globals=dict(args.globals))
+    stop = _stop_on_signals()
+    store = Store(args.store or default_store_path())
+    bundle = fetch(reference, store=store, pull=args.pull, stop=stop)
+    plan = plan_bundle(bundle, config)
+    if not plan.tables and not plan.streams:
+        for note in plan.notes:
+            _say(note)
+    program = load(bundle, plan, config, resolve=make_lookup().resolve)
+    try:
+        if program.not_attached:
+            _say(program.not_attached)
+        _say(f"running {reference}: {sum(program.attached.values())} programs attached; stop with Ctrl-C")
+        rings = RingReader()
+        try:
+            printer = _Printer(program, rings, sys.stdout.buffer)
+            printer.print_until(stop, args.interval, args.duration)
+        finally:
+            rings.close()
+    finally:
+        program.close()
+    return 0
+
+
+def _stop_on_signals() -> threading.Event:
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def _say(text: str) -> None:
+    print(f"skep: {text}", file=sys.stderr, flush=True)
+
+
+class _Printer:
+    """Prints one program's rows and events."""
+
+    def __init__(self, program: Program, rings: RingReader, out: BinaryIO) -> None:
+        self._program = program
+        self._rings = rings
+        self._out = out
+        self._streams: list[tuple[int, Stream]] = [(rings.add(stream.ring), stream) for stream in program.streams]
+        self._failed = 0
+        self._dropped: dict[str, int] = {}
+
+    def print_until(self, stop: threading.Event, interval_s: float, duration_s: float | None) -> None:
+        """Print until ``stop`` is set or ``duration_s`` have passed, then what is left."""
+        began = time.monotonic()
+        end = began + duration_s if duration_s is not None else float("inf")
+        due = began + interval_s
+        while not stop.is_set() and time.monotonic() < end:
+            pause = max(0.0, min(due, end) - time.monotonic())
+            # A signal does not end the wait of epoll; a turn is short enough to feel like it.
+            if self._streams:
+                if self._rings.wait(min(pause, _TURN_S)):
+                    self._print_events()
+            else:
+                stop.wait(pause)
+            if due <= time.monotonic() < end:
+                self._print_rows()
+                due = max(due + interval_s, time.monotonic())
+        self._print_events()
+        self._print_rows()
+        self._tell_losses()
+
+    def _print_events(self) -> None:
+        for index, stream in self._streams:
+            while records := self._rings.read(index, _READ_BYTES):
+                batch = stream.decode(records, json=True)
+                self._out.write(batch.json)
+                self._failed += batch.failed
+                for reason, count in batch.dropped.items():
+                    self._dropped[reason] = self._dropped.get(reason, 0) + count
+        self._out.flush()
+
+    def _print_rows(self) -> None:
+        with self._program.lock:
+            self._program.read(time.monotonic())
+            if self._program.last_read.error:
+                raise KernelError(self._program.last_read.error, code="kernel.read")
+            for line in self._rows():
+                self._out.write(json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
+        self._out.flush()
+
+    def _rows(self) -> Iterator[dict[str, object]]:
+        now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        for table, frame in self._program.tables():
+            names = [metric.instrument.prometheus_name for metric in table.metrics]
+            for attributes, values in frame.rows():
+                for name, value in zip(names, values, strict=True):
+                    if value is None:
+                        continue
+                    line = {
+                        "time": now,
+                        "metric": name,
+                        "image": self._program.plan.scope.name,
+                        "attributes": attributes,
+                    }
+                    yield {**line, **value} if isinstance(value, dict) else {**line, "value": value}
+
+    def _tell_losses(self) -> None:
+        if self._failed:
+            _say(f"{self._failed} records could not be decoded")
+        for reason, count in self._dropped.items():
+            _say(f"{count} events dropped: {reason}")
+        for stream, lost in self._program.lost.items():
+            if lost:
+                _say(f"{lost} records of {stream} lost in the kernel: its ring was full")
