@@ -64,7 +64,7 @@ $(STAMPS)/dev: $(STAMPS)/native | $(STAMPS)/system-test
 
 build/catalog/index.json: $(STAMPS)/native $(CATALOG)
 	@echo "skep set-up: catalog objects"
-	@$(BIN)/skep build --catalog configs/catalog build/catalog
+	@$(BIN)/python -m exporter.cli.build --catalog configs/catalog build/catalog
 	@touch $@
 
 .PHONY: dist

@@ -1,0 +1,138 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+ *
+ * The few kernel types that the shipped programs read, each with only the
+ * members they read. Every access is relocated by member name when the object
+ * is loaded (preserve_access_index), so the order and the size of what is left
+ * out do not matter, and one object fits every kernel from 5.10.
+ *
+ * A type with a suffix behind three underscores stands for the kernel's type
+ * without it, as it was in some versions.
+ */
+#ifndef SKEP_CATALOG_KERNEL_H
+#define SKEP_CATALOG_KERNEL_H
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+typedef struct {
+	int counter;
+} atomic_t;
+
+/* ---- Control groups ---- */
+
+struct kernfs_node {
+	__u64 id; /* what bpf_get_current_cgroup_id() gives */
+};
+
+struct cgroup {
+	struct kernfs_node *kn;
+};
+
+struct css_set {
+	struct cgroup *dfl_cgrp; /* of the cgroup2 hierarchy */
+};
+
+/* ---- Tasks ---- */
+
+struct signal_struct {
+	atomic_t live; /* threads that have not begun to exit */
+	int nr_threads; /* threads that are not yet released */
+	int group_exit_code;
+	unsigned int flags;
+};
+
+struct task_struct {
+	unsigned int __state; /* 0: runnable */
+	int on_cpu;	      /* absent without SMP */
+	int pid;
+	int tgid;
+	int exit_code;
+	struct task_struct *group_leader;
+	struct signal_struct *signal;
+	struct css_set *cgroups;
+};
+
+/* Before kernel commit 2f064a59a11f ("sched: Change task_struct::state") in v5.14. */
+struct task_struct___before_5_14 {
+	long state;
+};
+
+/* ---- Block devices ---- */
+
+struct gendisk {
+	int major;
+	int first_minor;
+};
+
+struct request_queue {
+	struct gendisk *disk;
+};
+
+struct request {
+	struct request_queue *q;
+	unsigned int cmd_flags;
+	unsigned int __data_len;
+};
+
+/* Before kernel commit f3fa33acca9f ("block: remove the ->rq_disk field in struct request") in v5.17. */
+struct request___before_5_17 {
+	struct gendisk *rq_disk;
+};
+
+/* ---- Sockets ---- */
+
+struct in6_addr {
+	__u8 s6_addr[16];
+};
+
+struct sock_common {
+	__u32 skc_daddr;
+	__u32 skc_rcv_saddr;
+	__u16 skc_dport; /* network order */
+	__u16 skc_num;	 /* host order */
+	unsigned short skc_family;
+	struct in6_addr skc_v6_daddr; /* absent without IPv6 */
+	struct in6_addr skc_v6_rcv_saddr;
+};
+
+struct sock {
+	struct sock_common __sk_common;
+	__u16 sk_protocol;
+};
+
+/* ---- Registers at a system call ---- */
+
+struct pt_regs;
+
+struct pt_regs___on_x86 {
+	unsigned long cs;
+	unsigned long orig_ax;
+};
+
+struct pt_regs___on_arm64 {
+	__u64 pstate;
+	__s32 syscallno;
+};
+
+#pragma clang attribute pop
+
+/* The cgroup2 group of a task, as a path is looked up by; 0 on a kernel without any. */
+static __always_inline __u64 group_of(struct task_struct *task)
+{
+	return bpf_core_field_exists(task->cgroups) ? task->cgroups->dfl_cgrp->kn->id : 0;
+}
+
+/* ---- How many arguments a tracepoint has here ----
+ * The kernel has a typedef of each tracepoint's handler in its BTF, and a type
+ * "exists" only if its arguments agree: so a kernel is asked what it has, not
+ * how old it says it is. Stable kernels took such changes in the middle of a
+ * series (block_rq_issue in 5.10.137).
+ */
+
+/* Before kernel commit a54895fa057c ("block: remove the request_queue to argument
+ * request based tracepoints") in v5.11. */
+typedef void (*btf_trace_block_rq_issue___with_queue)(void *, struct request_queue *, struct request *);
+
+/* Since v6.16: whether this thread was the last of its process. */
+typedef void (*btf_trace_sched_process_exit___with_group_dead)(void *, struct task_struct *, bool);
+
+#endif

@@ -1,0 +1,108 @@
+"""Things done to this machine a known number of times."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_libc = ctypes.CDLL(None, use_errno=True)
+CLONE_NEWNET = 0x40000000
+_LOOP_SET_FD, _LOOP_CLR_FD, _LOOP_CTL_GET_FREE, _LOOP_SET_DIRECT_IO = 0x4C00, 0x4C01, 0x4C82, 0x4C08
+
+
+def cgroup2_root() -> Path | None:
+    """Where the cgroup2 hierarchy is mounted, if it may be written to."""
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        if after.startswith("cgroup2 "):
+            root = Path(before.split()[4])
+            return root if os.access(root, os.W_OK) and " rw" in before + after else None
+    return None
+
+
+@contextmanager
+def control_group(name: str) -> Iterator[tuple[Path, int]]:
+    """A new cgroup2 group and its id; it must be empty at the end."""
+    root = cgroup2_root()
+    assert root, "no cgroup2 hierarchy that may be written to"
+    path = root / f"{name}-{os.getpid()}"
+    path.mkdir()
+    try:
+        yield path, path.stat().st_ino
+    finally:
+        if path.exists():
+            path.rmdir()
+
+
+def run_in_group(group: Path, code: str, *arguments: str) -> str:
+    """Run Python code in a process of its own that joins the group first; its output."""
+    joined = f"import os, sys\nopen({str(group / 'cgroup.procs')!r}, 'w').write(str(os.getpid()))\n" + code
+    done = subprocess.run(
+        [sys.executable, "-c", joined, *arguments], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def run_in_new_network(code: str) -> str:
+    """Run Python code in a network namespace of its own with loopback up; its output."""
+    script = (
+        "import ctypes, fcntl, os, socket, struct\n"
+        f"assert ctypes.CDLL(None).unshare({CLONE_NEWNET}) == 0\n"
+        "s = socket.socket(); fcntl.ioctl(s, 0x8914, struct.pack('16sH14x', b'lo', 0x49)); s.close()\n" + code
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@contextmanager
+def loop_device(backing: Path) -> Iterator[tuple[Path, int]]:
+    """A loop device over a file, and its kernel dev_t (major << 20 | minor)."""
+    control = os.open("/dev/loop-control", os.O_RDWR)
+    number = fcntl.ioctl(control, _LOOP_CTL_GET_FREE)
+    os.close(control)
+    path = Path(f"/dev/loop{number}")
+    file = os.open(backing, os.O_RDWR)
+    device = os.open(path, os.O_RDWR)
+    try:
+        fcntl.ioctl(device, _LOOP_SET_FD, file)
+        try:
+            found = os.fstat(device).st_rdev
+            yield path, os.major(found) << 20 | os.minor(found)
+        finally:
+            fcntl.ioctl(device, _LOOP_CLR_FD, 0)
+    finally:
+        os.close(device)
+        os.close(file)
+
+
+@contextmanager
+def small_tmpfs(path: Path, size: int) -> Iterator[Path]:
+    """A tmpfs that holds no more than ``size`` bytes."""
+    path.mkdir()
+    if _libc.mount(b"none", os.fsencode(path), b"tmpfs", 0, f"size={size}".encode()):
+        raise OSError(ctypes.get_errno(), "mount")
+    try:
+        yield path
+    finally:
+        _libc.umount2(os.fsencode(path), 2)
+
+
+def loop_available() -> bool:
+    """Whether this kernel has loop devices and we may use them."""
+    return os.access("/dev/loop-control", os.W_OK)
+
+
+def kernel_version() -> tuple[int, int]:
+    """Of the running kernel: (6, 18)."""
+    found = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    assert found
+    return int(found[1]), int(found[2])
