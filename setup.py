@@ -74,7 +74,7 @@ def extensions() -> list[Extension]:
 
     return [
         extension("exporter.kernel._libbpf", "_libbpf.pyx", libraries=("bpf",)),
-        extension("exporter.kernel._reader", "_reader.pyx"),
+        extension("exporter.kernel._reader", "_reader.pyx", "rows.c", "ring.c"),
         extension("exporter.collect._frame", "_frame.pyx", "frame.c", "labels.c", "records.c"),
         extension("exporter.export._encode", "_encode.pyx", "encode.c"),
     ]
@@ -82,7 +82,10 @@ def extensions() -> list[Extension]:
 
 setup(
     ext_modules=cythonize(
-        extensions(), build_dir="build/cython", language_level=3, compiler_directives={"binding": True, "embedsignature": True}
+        extensions(),
+        build_dir="build/cython",
+        language_level=3,
+        compiler_directives={"binding": True, "embedsignature": True},
     ),
     cmdclass={"build_py": BuildWithShare},
 )

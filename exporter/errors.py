@@ -57,7 +57,7 @@ class PlanError(SkepError):
 
 
 class KernelError(SkepError):
-    """This kernel refused, and here is why.
+    """The kernel refused, and here is why.
 
     Attributes:
         log: The verifier's or libbpf's last lines, newest last; may be empty.
@@ -72,7 +72,7 @@ class ExportError(SkepError):
     """An address cannot be listened on, or a receiver said no."""
 
 
-class Problems(SkepError):
+class Problems(SkepError):  # noqa: N818 - several errors, named for what they are
     """All that is wrong with one subject, in the order a reader meets it.
 
     ``str()`` gives one line per problem.

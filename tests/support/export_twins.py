@@ -80,7 +80,7 @@ def edge_text(bound: float) -> str:
     _, digits, exponent = Decimal(repr(abs(bound))).normalize().as_tuple()
     assert isinstance(exponent, int)
     scientific = exponent + len(digits) - 1 if bound else 0
-    sign = "-" if bound < 0 else ""
+    sign = "-" if math.copysign(1.0, bound) < 0 else ""
     if bound and not -4 <= scientific < 6:
         text = "".join(map(str, digits))
         mantissa = text if len(text) == 1 else f"{text[0]}.{text[1:]}"

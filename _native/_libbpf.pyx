@@ -1,0 +1,474 @@
+# SPDX-License-Identifier: Apache-2.0
+"""libbpf for the loader child: an object, its programs and its maps, each call that fails an ``OSError``.
+
+``OSError.strerror`` says what was being done; libbpf's own words and the
+verifier's go to descriptor 2 (``log.h``). One process loads one object and ends,
+so links are never destroyed here: their descriptors are handed out, and a
+program stays attached for as long as somebody holds one.
+"""
+
+from libc.errno cimport EINVAL, ENOENT, errno
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+
+cimport libbpf
+
+cdef extern from "log.h" nogil:
+    int skep_log_print(int level, const char *format, ...)
+    libbpf.libbpf_print_fn_t libbpf_set_print(int (*callback)(int level, const char *format, ...))
+
+cdef extern from *:
+    """
+    #include <fcntl.h>
+    #include <linux/if_link.h>
+    #include <linux/perf_event.h>
+    #include <signal.h>
+    #include <sys/prctl.h>
+    #include <sys/syscall.h>
+    #include <unistd.h>
+
+    static int skep_close_from(unsigned first)
+    {
+    #ifdef __NR_close_range
+        return syscall(__NR_close_range, first, ~0u, 0);
+    #else
+        errno = ENOSYS;
+        return -1;
+    #endif
+    }
+
+    static int skep_duplicate(int fd)
+    {
+        return fcntl(fd, F_DUPFD_CLOEXEC, 3);
+    }
+
+    static int skep_die_with_parent(void)
+    {
+        return prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+    }
+
+    static int skep_perf_event(unsigned type, unsigned long long config, unsigned long long sample, int by_frequency,
+                               int pid, int cpu)
+    {
+        struct perf_event_attr attr = {
+            .type = type, .size = sizeof(attr), .config = config, .sample_period = sample, .freq = !!by_frequency,
+        };
+
+        return syscall(__NR_perf_event_open, &attr, pid, cpu, -1, PERF_FLAG_FD_CLOEXEC);
+    }
+    """
+    int skep_close_from(unsigned int first) nogil
+    int skep_duplicate(int fd) nogil
+    int skep_die_with_parent() nogil
+    int skep_perf_event(unsigned int type, unsigned long long config, unsigned long long sample, bint by_frequency,
+                        int pid, int cpu) nogil
+    const uint32_t XDP_FLAGS_SKB_MODE
+
+# BPF_TRACE_UPROBE_MULTI of enum bpf_attach_type; the headers of Linux 6.1 that we may be built with lack it.
+cdef int UPROBE_MULTI = 48
+
+
+cdef str _text(const char *name):
+    # A damaged object may name things in any bytes; such a name equals none of the request's.
+    return name.decode(errors="replace")
+
+
+def version():
+    """The version of the libbpf this process runs with, such as ``1.4.6``."""
+    return libbpf.libbpf_version_string().decode().lstrip("v")
+
+
+def close_from(unsigned int first):
+    """Close every descriptor from this number on; an ``OSError`` before Linux 5.9."""
+    if skep_close_from(first):
+        raise OSError(errno, "closing inherited descriptors")
+
+
+def die_with_parent():
+    """Be killed when the thread that started this process ends."""
+    if skep_die_with_parent():
+        raise OSError(errno, "asking to die with the parent")
+
+
+def setup():
+    """Send libbpf's messages to descriptor 2 and teach it the sections it does not know.
+
+    Returns nothing; ``perf_event/…`` and ``xdp/…`` then name their program type, and
+    what stands behind the slash is read by ``attach.py``.
+    """
+    libbpf_set_print(skep_log_print)
+    for section, program_type, attach_type in (
+        (b"perf_event+", libbpf.BPF_PROG_TYPE_PERF_EVENT, 0),
+        (b"xdp/", libbpf.BPF_PROG_TYPE_XDP, libbpf.BPF_XDP),
+    ):
+        error = libbpf.libbpf_register_prog_handler(section, program_type, attach_type, NULL)
+        if error < 0:
+            raise OSError(-error, f"registering section {section.decode()!r}")
+
+
+def kernel_enums(names):
+    """The enumerators of the running kernel's enums, from its BTF; ``{}`` for one it does not have."""
+    cdef libbpf.btf *types
+    cdef const libbpf.btf_type *enum
+    cdef libbpf.small_enumerator *small
+    cdef libbpf.large_enumerator *large
+    cdef int32_t type_id
+    cdef uint16_t i
+    found = {name: {} for name in names}
+    if not found:
+        return found
+    types = libbpf.btf__load_vmlinux_btf()
+    if types == NULL:
+        raise OSError(errno, "reading the kernel's BTF")
+    try:
+        for name, values in found.items():
+            encoded = name.encode()
+            type_id = libbpf.btf__find_by_name_kind(types, encoded, libbpf.BTF_KIND_ENUM)
+            if type_id > 0:
+                enum = libbpf.btf__type_by_id(types, type_id)
+                small = libbpf.small_enumerators(enum)
+                for i in range(libbpf.btf_vlen(enum)):
+                    key = libbpf.btf__name_by_offset(types, small[i].name_off).decode()
+                    # The kind flag of an enum says: signed (in BTF since Linux 6.0; before, all were).
+                    values[key] = small[i].val if small[i].val >= 0 or libbpf.btf_kflag(enum) else small[i].val & 0xFFFFFFFF
+                continue
+            type_id = libbpf.btf__find_by_name_kind(types, encoded, libbpf.BTF_KIND_ENUM64)
+            if type_id > 0:
+                enum = libbpf.btf__type_by_id(types, type_id)
+                large = libbpf.large_enumerators(enum)
+                for i in range(libbpf.btf_vlen(enum)):
+                    key = libbpf.btf__name_by_offset(types, large[i].name_off).decode()
+                    value = libbpf.btf_enum64_value(&large[i])
+                    values[key] = value - (1 << 64) if libbpf.btf_kflag(enum) and value >> 63 else value
+    finally:
+        libbpf.btf__free(types)
+    return found
+
+
+def open_perf_event(*, uint32_t type, uint64_t config, uint64_t sample, bint by_frequency, int pid, int cpu):
+    """Open a sampling perf event on one CPU (-1 any) and return its descriptor."""
+    cdef int fd = skep_perf_event(type, config, sample, by_frequency, pid, cpu)
+    if fd < 0:
+        raise OSError(errno, f"opening perf event type {type} config {config} on CPU {cpu}")
+    return fd
+
+
+cdef class Object:
+    """A BPF object opened by libbpf; the image's bytes are borrowed until the end."""
+
+    cdef libbpf.bpf_object *handle
+    cdef Py_buffer image
+
+    def __cinit__(self, image, str name):
+        cdef libbpf.bpf_object_open_opts opts
+        encoded = name.encode()
+        PyObject_GetBuffer(image, &self.image, PyBUF_SIMPLE)
+        memset(&opts, 0, sizeof(opts))
+        opts.sz = sizeof(opts)
+        opts.object_name = encoded
+        self.handle = libbpf.bpf_object__open_mem(self.image.buf, <size_t>self.image.len, &opts)
+        if self.handle == NULL:
+            raise OSError(errno, "opening the object")
+
+    def __dealloc__(self):
+        if self.handle != NULL:
+            libbpf.bpf_object__close(self.handle)
+        PyBuffer_Release(&self.image)
+
+    def programs(self):
+        """Every program, in libbpf's order."""
+        cdef libbpf.bpf_program *program = libbpf.bpf_object__next_program(self.handle, NULL)
+        result = []
+        while program != NULL:
+            result.append(_program(self, program))
+            program = libbpf.bpf_object__next_program(self.handle, program)
+        return result
+
+    def maps(self):
+        """Every map that the source declares; those libbpf makes for global variables are left out."""
+        cdef libbpf.bpf_map *map = libbpf.bpf_object__next_map(self.handle, NULL)
+        result = []
+        while map != NULL:
+            if not libbpf.bpf_map__is_internal(map):
+                result.append(_map(self, map))
+            map = libbpf.bpf_object__next_map(self.handle, map)
+        return result
+
+    def set_global(self, str section, uint64_t offset, bytes value):
+        """Write a global variable's initial value; ``section`` is ``.rodata``, ``.data``, ``.bss`` or one of their kin."""
+        cdef size_t size = 0
+        cdef uint8_t *initial = NULL
+        cdef const uint8_t *source = value
+        cdef libbpf.bpf_map *map = libbpf.bpf_object__find_map_by_name(self.handle, section.encode())
+        doing = f"writing {len(value)} bytes at offset {offset} of section {section!r}"
+        if not section.startswith(".") or map == NULL or not libbpf.bpf_map__is_internal(map):
+            raise OSError(ENOENT, doing)
+        initial = <uint8_t *>libbpf.bpf_map__initial_value(map, &size)
+        if initial == NULL or offset > size or <size_t>len(value) > size - offset:
+            raise OSError(EINVAL, doing)
+        memcpy(initial + offset, source, <size_t>len(value))
+
+    def load(self):
+        """Create the maps, relocate and load the programs."""
+        cdef int error = libbpf.bpf_object__load(self.handle)
+        if error:
+            raise OSError(-error, "loading the object")
+
+
+cdef class Program:
+    """A program of an :class:`Object`; ``attach…`` methods return a descriptor, or None where libbpf shows none."""
+
+    cdef Object owner
+    cdef libbpf.bpf_program *handle
+
+    @property
+    def name(self):
+        return _text(libbpf.bpf_program__name(self.handle))
+
+    @property
+    def section(self):
+        return _text(libbpf.bpf_program__section_name(self.handle))
+
+    @property
+    def type(self):
+        """The number of ``enum bpf_prog_type``."""
+        return libbpf.bpf_program__type(self.handle)
+
+    @property
+    def fd(self):
+        """Its descriptor once loaded, which stays ours."""
+        cdef int fd = libbpf.bpf_program__fd(self.handle)
+        if fd < 0:
+            raise OSError(-fd, "asking for a program's descriptor")
+        return fd
+
+    def info(self):
+        """The kernel's id of the loaded program, and its tag in hexadecimal."""
+        cdef libbpf.bpf_prog_info info
+        cdef uint32_t size = sizeof(info)
+        cdef int error
+        memset(&info, 0, sizeof(info))
+        error = libbpf.bpf_prog_get_info_by_fd(self.fd, &info, &size)
+        if error:
+            raise OSError(-error, "reading a program's information")
+        return info.id, bytes(info.tag[:8]).hex()
+
+    def set_autoload(self, bint autoload):
+        """Whether loading the object loads this program."""
+        cdef int error = libbpf.bpf_program__set_autoload(self.handle, autoload)
+        if error:
+            raise OSError(-error, "choosing the programs to load")
+
+    def set_target(self, str function):
+        """Before load: the kernel function, hook or tracepoint a BTF-typed program attaches to."""
+        cdef int error = libbpf.bpf_program__set_attach_target(self.handle, 0, function.encode())
+        if error:
+            raise OSError(-error, f"setting the attach target {function!r}")
+
+    def set_uprobe_multi(self):
+        """Before load: attach by a uprobe-multi link (since Linux 6.6)."""
+        cdef int error = libbpf.bpf_program__set_expected_attach_type(self.handle, UPROBE_MULTI)
+        if error:
+            raise OSError(-error, "choosing a multi-uprobe link")
+
+    def attach(self):
+        """Attach as the section says."""
+        return self._linked(
+            f"attaching as section {self.section!r} says",
+            libbpf.bpf_program__attach(self.handle),
+        )
+
+    def attach_cgroup(self, int cgroup_fd):
+        return self._linked(
+            "attaching to the cgroup",
+            libbpf.bpf_program__attach_cgroup(self.handle, cgroup_fd),
+        )
+
+    def attach_kprobe(self, str function, *, size_t offset, bint retprobe):
+        cdef libbpf.bpf_kprobe_opts opts
+        memset(&opts, 0, sizeof(opts))
+        opts.sz = sizeof(opts)
+        opts.offset = offset
+        opts.retprobe = retprobe
+        encoded = function.encode()
+        return self._linked(
+            f"attaching to function {function!r}",
+            libbpf.bpf_program__attach_kprobe_opts(self.handle, encoded, &opts),
+        )
+
+    def attach_kprobe_multi(self, str pattern, *, bint retprobe):
+        cdef libbpf.bpf_kprobe_multi_opts opts
+        memset(&opts, 0, sizeof(opts))
+        opts.sz = sizeof(opts)
+        opts.retprobe = retprobe
+        encoded = pattern.encode()
+        return self._linked(
+            f"attaching to functions {pattern!r}",
+            libbpf.bpf_program__attach_kprobe_multi_opts(self.handle, encoded, &opts),
+        )
+
+    def attach_uprobe(self, str binary, str symbol, *, size_t offset, bint retprobe, int pid):
+        """``pid`` -1 is every process; an empty symbol makes ``offset`` one of the file."""
+        cdef libbpf.bpf_uprobe_opts opts
+        memset(&opts, 0, sizeof(opts))
+        opts.sz = sizeof(opts)
+        opts.retprobe = retprobe
+        path, function = binary.encode(), symbol.encode()
+        if symbol:
+            opts.func_name = function
+        return self._linked(
+            f"attaching to symbol {symbol!r} of {binary!r}",
+            libbpf.bpf_program__attach_uprobe_opts(self.handle, pid, path, offset, &opts),
+        )
+
+    def attach_uprobe_multi(self, str binary, str pattern, *, bint one, bint retprobe, int pid):
+        """``one``: the pattern is the name of one symbol, else libbpf's pattern with ``*`` and ``?``."""
+        cdef libbpf.bpf_uprobe_multi_opts opts
+        cdef const char *symbols[1]
+        memset(&opts, 0, sizeof(opts))
+        opts.sz = sizeof(opts)
+        opts.retprobe = retprobe
+        cdef const char *symbol_pattern = NULL
+        path, encoded = binary.encode(), pattern.encode()
+        if one:
+            symbols[0] = encoded
+            opts.syms = symbols
+            opts.cnt = 1
+        else:
+            symbol_pattern = encoded
+        return self._linked(
+            f"attaching to {'symbol' if one else 'symbols'} {pattern!r} of {binary!r}",
+            libbpf.bpf_program__attach_uprobe_multi(self.handle, pid, path, symbol_pattern, &opts),
+        )
+
+    def attach_usdt(self, str binary, str provider, str name, *, int pid):
+        path, first, second = binary.encode(), provider.encode(), name.encode()
+        return self._linked(
+            f"attaching to probe '{provider}:{name}' of {binary!r}",
+            libbpf.bpf_program__attach_usdt(self.handle, pid, path, first, second, NULL),
+        )
+
+    def attach_tracepoint(self, str category, str name):
+        first, second = category.encode(), name.encode()
+        return self._linked(
+            f"attaching to tracepoint '{category}/{name}'",
+            libbpf.bpf_program__attach_tracepoint(self.handle, first, second),
+        )
+
+    def attach_raw_tracepoint(self, str name):
+        encoded = name.encode()
+        return self._linked(
+            f"attaching to raw tracepoint {name!r}",
+            libbpf.bpf_program__attach_raw_tracepoint(self.handle, encoded),
+        )
+
+    def attach_perf_event(self, int perf_fd):
+        """The perf event's descriptor is libbpf's from here on."""
+        return self._linked(
+            "attaching to the perf event",
+            libbpf.bpf_program__attach_perf_event(self.handle, perf_fd),
+        )
+
+    def attach_tcx(self, int ifindex):
+        return self._linked(
+            f"attaching to traffic of interface {ifindex}",
+            libbpf.bpf_program__attach_tcx(self.handle, ifindex, NULL),
+        )
+
+    def attach_xdp(self, int ifindex, *, bint generic):
+        """By the driver if it can, or, ``generic``, by the kernel above it."""
+        cdef libbpf.bpf_link_create_opts opts
+        memset(&opts, 0, sizeof(opts))
+        opts.sz = sizeof(opts)
+        opts.flags = XDP_FLAGS_SKB_MODE if generic else 0
+        cdef int fd = libbpf.bpf_link_create(self.fd, ifindex, libbpf.BPF_XDP, &opts)
+        if fd < 0:
+            raise OSError(-fd, f"attaching to packets of interface {ifindex}")
+        return fd
+
+    cdef object _linked(self, str doing, libbpf.bpf_link *link):
+        # In this order: what is being done is put together before the call that sets errno.
+        cdef int fd
+        if link == NULL:
+            raise OSError(errno, doing)
+        # The number only: the link itself is never destroyed, see above. A composite
+        # link (USDT) has no descriptor of its own, for which libbpf says 0, and does not
+        # show its parts'. The first three are the loader's and never a link.
+        fd = libbpf.bpf_link__fd(link)
+        if fd < 3:
+            return None
+        fd = skep_duplicate(fd)
+        if fd < 0:
+            raise OSError(errno, "duplicating a link's descriptor")
+        return fd
+
+
+cdef Program _program(Object owner, libbpf.bpf_program *handle):
+    cdef Program program = Program.__new__(Program)
+    program.owner = owner
+    program.handle = handle
+    return program
+
+
+cdef class Map:
+    """A map of an :class:`Object`."""
+
+    cdef Object owner
+    cdef libbpf.bpf_map *handle
+
+    @property
+    def name(self):
+        """As the source names it, however long."""
+        return _text(libbpf.bpf_map__name(self.handle))
+
+    @property
+    def type(self):
+        """The number of ``enum bpf_map_type``."""
+        return libbpf.bpf_map__type(self.handle)
+
+    @property
+    def key_size(self):
+        return libbpf.bpf_map__key_size(self.handle)
+
+    @property
+    def value_size(self):
+        return libbpf.bpf_map__value_size(self.handle)
+
+    @property
+    def max_entries(self):
+        return libbpf.bpf_map__max_entries(self.handle)
+
+    @property
+    def fd(self):
+        """Its descriptor once created, which stays ours."""
+        cdef int fd = libbpf.bpf_map__fd(self.handle)
+        if fd < 0:
+            raise OSError(-fd, "asking for a map's descriptor")
+        return fd
+
+    def clear_sizes(self):
+        """Before load: no key and no value, as a ring buffer must be created."""
+        cdef int error = libbpf.bpf_map__set_value_size(self.handle, 0)
+        if not error:
+            error = libbpf.bpf_map__set_key_size(self.handle, 0)
+        if error:
+            raise OSError(-error, "clearing a map's value size")
+
+    def set_max_entries(self, uint32_t max_entries):
+        cdef int error = libbpf.bpf_map__set_max_entries(self.handle, max_entries)
+        if error:
+            raise OSError(-error, f"setting a map's max_entries to {max_entries}")
+
+    def forget_pin(self):
+        """Before load: share nothing through the BPF file system, whatever the object says."""
+        cdef int error = libbpf.bpf_map__set_pin_path(self.handle, NULL)
+        if error:
+            raise OSError(-error, "clearing a map's pin path")
+
+
+cdef Map _map(Object owner, libbpf.bpf_map *handle):
+    cdef Map map = Map.__new__(Map)
+    map.owner = owner
+    map.handle = handle
+    return map

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows and records out of the kernel without a Python object per row; see ``rows.h`` and ``ring.h``.
+
+Descriptors are borrowed: who opened them closes them, and keeps them open while
+a call is inside.
+"""
+
+from libc.errno cimport EBADMSG, EINTR, EINVAL, ENOENT, ENOSPC, EOPNOTSUPP
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+
+cdef extern from "rows.h" nogil:
+    int SKEP_ENOTSUPP
+    int skep_lookup_batch(int fd, const void *start, void *out, void *keys, void *values, uint32_t *count)
+    struct skep_walk:
+        pass
+    int skep_walk_open(skep_walk *walk, uint32_t key_size, uint64_t max_entries)
+    void skep_walk_close(skep_walk *walk)
+    int64_t skep_walk_rows(skep_walk *walk, int fd, uint8_t *keys, uint8_t *values, uint64_t value_stride, uint32_t room)
+
+cdef extern from "ring.h" nogil:
+    struct skep_ring:
+        uint64_t size
+    int skep_ring_open(skep_ring *ring, int fd, uint64_t size)
+    void skep_ring_close(skep_ring *ring)
+    uint64_t skep_ring_used(const skep_ring *ring)
+    int64_t skep_ring_measure(const skep_ring *ring, uint64_t limit, uint64_t *end)
+    void skep_ring_take(skep_ring *ring, uint64_t end, uint8_t *out)
+
+ENOTSUPP = SKEP_ENOTSUPP
+
+# A batch of wide per-CPU values on a large machine would otherwise ask for gigabytes.
+_CHUNK_BYTES = 16 << 20
+
+
+cdef object _refusal(int error, str doing):
+    """The exception for a negative errno."""
+    return OSError(-error, doing)
+
+
+cdef class Rows:
+    """A read position in the rows of one map; ``start()``, then ``next()`` until it returns 0.
+
+    ``keys`` and ``values`` are reused by the next call. ``by_batch`` says how the
+    last read went: False is the key-by-key walk.
+    """
+
+    cdef int fd
+    cdef uint32_t key_size, capacity
+    cdef uint64_t value_stride, max_entries
+    cdef readonly bytearray keys
+    cdef readonly bytearray values
+    cdef readonly bint by_batch
+    cdef bint walk_only, started, done, walk_open
+    cdef int interruptions
+    cdef bytearray cursor_in, cursor_out
+    cdef skep_walk walk
+
+    def __cinit__(self, int fd, *, uint32_t key_size, uint64_t value_stride, uint64_t max_entries,
+                  uint32_t chunk_rows, bint walk_only=False):
+        if not key_size or not value_stride or not chunk_rows or not max_entries:
+            raise ValueError("rows need a key, a value, an entry and room for one")
+        self.fd = fd
+        self.key_size = key_size
+        self.value_stride = value_stride
+        self.max_entries = max_entries
+        self.walk_only = walk_only
+        self.done = True
+        self.cursor_in = bytearray(max(4, key_size))
+        self.cursor_out = bytearray(max(4, key_size))
+        self._resize(min(chunk_rows, max_entries, max(1, _CHUNK_BYTES // (key_size + value_stride))))
+
+    def __dealloc__(self):
+        if self.walk_open:
+            skep_walk_close(&self.walk)
+
+    cdef _resize(self, uint64_t rows):
+        # New objects: a view of the old ones that somebody still holds stays readable.
+        self.keys = bytearray(rows * self.key_size)
+        self.values = bytearray(rows * self.value_stride)
+        self.capacity = <uint32_t>rows
+
+    cdef _close_walk(self):
+        if self.walk_open:
+            skep_walk_close(&self.walk)
+            self.walk_open = False
+
+    def start(self):
+        """Go to the first row."""
+        self._close_walk()
+        self.started = False
+        self.done = False
+        self.interruptions = 0
+        self.by_batch = not self.walk_only
+
+    def next(self):
+        """Read further rows; returns how many, 0 at the end."""
+        cdef uint32_t count
+        if self.by_batch:
+            while not self.done:
+                count = self._next_batch()
+                if not self.by_batch:
+                    break
+                if count:
+                    return count
+            else:
+                return 0
+        return self._next_walk()
+
+    cdef uint32_t _next_batch(self) except? 0:
+        cdef uint32_t count = self.capacity
+        cdef uint8_t *keys = self.keys
+        cdef uint8_t *values = self.values
+        cdef uint8_t *cursor_in = self.cursor_in
+        cdef uint8_t *cursor_out = self.cursor_out
+        cdef bint started = self.started
+        cdef int fd = self.fd
+        cdef int error
+        with nogil:
+            error = skep_lookup_batch(fd, cursor_in if started else NULL, cursor_out, keys, values, &count)
+        if error == -ENOSPC:
+            # One hash bucket holds more rows than there is room for; the cursor has not moved.
+            if self.capacity >= 2 * self.max_entries + 64:
+                raise _refusal(error, "reading rows by batch")
+            self._resize(2 * self.capacity)
+            return 0
+        if error == -ENOENT:
+            self.done = True
+            return count
+        if error == -EINTR and not count and self.interruptions < 64:
+            self.interruptions += 1
+            return 0
+        if error == 0 or (error == -EINTR and count):
+            # -EINTR, not of hashes: a key went away under the kernel's hands; the rows before it are good.
+            self.cursor_in, self.cursor_out = self.cursor_out, self.cursor_in
+            self.started = True
+            return count
+        if not started and error in (-EINVAL, -SKEP_ENOTSUPP, -EOPNOTSUPP):
+            # No batch for this map type on this kernel: remember it for the next reads too.
+            self.by_batch = False
+            self.walk_only = True
+            return 0
+        raise _refusal(error, "reading rows by batch")
+
+    cdef uint32_t _next_walk(self) except? 0:
+        cdef uint8_t *keys = self.keys
+        cdef uint8_t *values = self.values
+        cdef uint64_t value_stride = self.value_stride
+        cdef uint32_t room = self.capacity
+        cdef int fd = self.fd
+        cdef int64_t count
+        cdef int error
+        if self.done:
+            return 0
+        if not self.walk_open:
+            error = skep_walk_open(&self.walk, self.key_size, self.max_entries)
+            if error:
+                raise MemoryError("walking the keys of a map")
+            self.walk_open = True
+        with nogil:
+            count = skep_walk_rows(&self.walk, fd, keys, values, value_stride, room)
+        if count < 0:
+            self._close_walk()
+            self.done = True
+            raise _refusal(<int>count, "reading rows key by key")
+        if count == 0:
+            self._close_walk()
+            self.done = True
+        return <uint32_t>count
+
+
+cdef class Ring:
+    """The consumer of one ring buffer: its pages mapped, its position ours.
+
+    One thread at a time, and :meth:`close` only when no other method is inside.
+    """
+
+    cdef skep_ring ring
+    cdef bint open
+
+    def __cinit__(self, int fd, uint64_t size):
+        cdef int error = skep_ring_open(&self.ring, fd, size)
+        if error:
+            raise _refusal(error, f"mapping a ring buffer of {size} bytes")
+        self.open = True
+
+    def __dealloc__(self):
+        skep_ring_close(&self.ring)
+
+    def close(self):
+        """Unmap; the descriptor stays its owner's."""
+        self.open = False
+        skep_ring_close(&self.ring)
+
+    @property
+    def size(self):
+        """Bytes the kernel can fill."""
+        return self.ring.size
+
+    def used(self):
+        """Bytes between the two positions, headers and unfinished records included."""
+        if not self.open:
+            raise ValueError("the ring is closed")
+        return skep_ring_used(&self.ring)
+
+    def read(self, uint64_t limit_bytes):
+        """Take whole records up to the limit, or one that is larger; ``b""`` when there are none."""
+        cdef int64_t size
+        cdef uint64_t end = 0
+        cdef bytes records
+        cdef uint8_t *out
+        if not self.open:
+            raise ValueError("the ring is closed")
+        with nogil:
+            size = skep_ring_measure(&self.ring, limit_bytes, &end)
+        if size < 0:
+            raise OSError(EBADMSG, "reading a ring buffer whose record headers contradict its positions")
+        records = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>size)
+        out = <uint8_t *>PyBytes_AS_STRING(records)
+        with nogil:
+            skep_ring_take(&self.ring, end, out)
+        return records

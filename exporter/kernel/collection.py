@@ -1,0 +1,385 @@
+"""Loading an object through the one-shot child, and what is held of it afterwards.
+
+The parent never lets libbpf near the object. It gives a child a sealed copy and a
+deadline, and takes descriptors back; whether the child answers, refuses, crashes
+or hangs, that is this image's result and nobody else's.
+
+A program is attached for as long as a descriptor of its link is open anywhere.
+So the child is started by ``subprocess`` with ``close_fds``: between fork and
+exec only C code runs, and exec closes every descriptor but the child's own three.
+A fork without exec anywhere in a process that holds a :class:`Collection` would
+copy its links and keep programs running after :meth:`Collection.close`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from exporter.errors import KernelError
+
+from . import channel, diagnosis, features
+from .maps import Map
+
+_ROOT = Path(__file__).resolve().parents[2]
+# No site packages, no user's environment, no code of .pth files in a privileged process.
+_COMMAND = (
+    "-I",
+    "-S",
+    "-B",
+    "-c",
+    "import sys; sys.path.append(sys.argv[1]); from exporter.kernel.loader import main; main()",
+)
+_LOG_BYTES = 64 << 10
+_KILL_PATIENCE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramRequest:
+    """A program to load and attach.
+
+    Attributes:
+        section: As the object has it; libbpf must see the same.
+        attach: Options over the section, by the names of :mod:`.attach`; None for none.
+    """
+
+    name: str
+    section: str
+    attach: Mapping[str, object] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MapRequest:
+    """What is changed about a map before it is created.
+
+    Attributes:
+        clear_value_size: A ring buffer declared with a record type: the kernel wants sizes of 0.
+        max_entries: 0 leaves it.
+    """
+
+    name: str
+    clear_value_size: bool = False
+    max_entries: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GlobalRequest:
+    """Bytes of a global variable, written before load."""
+
+    section: str
+    offset: int
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LoadRequest:
+    """One object and what is wanted of it.
+
+    Attributes:
+        name: Of the object in messages and in the kernel's names of its global data.
+        object: The ELF file.
+        programs: Those to load; the object's others stay out of the kernel.
+        read_maps: Maps whose rows or records will be read: their descriptors come back.
+        enums: Kernel enums whose values are asked for.
+        partial: Programs that cannot attach are reported and the others run; else the first fails the load.
+        deadline_s: From the call's beginning to its end.
+    """
+
+    name: str
+    object: bytes
+    programs: tuple[ProgramRequest, ...]
+    maps: tuple[MapRequest, ...] = ()
+    globals: tuple[GlobalRequest, ...] = ()
+    read_maps: tuple[str, ...] = ()
+    enums: tuple[str, ...] = ()
+    partial: bool = True
+    deadline_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A program of the request, and what became of it.
+
+    Attributes:
+        attached: Whether it runs.
+        error: Why it does not, one line that does not repeat its name; else empty.
+        id, tag: The kernel's, 0 and empty if not loaded.
+        fd: Its descriptor, owned by the collection; -1 if not attached.
+        links: Descriptors that keep it attached, owned by the collection.
+    """
+
+    name: str
+    section: str
+    attached: bool
+    error: str = ""
+    id: int = 0
+    tag: str = ""
+    fd: int = -1
+    links: tuple[int, ...] = field(default=(), repr=False)
+
+
+class Collection:
+    """A loaded object: its programs run until :meth:`close`, or until this process ends.
+
+    Attributes:
+        maps: The maps asked for, by name.
+        programs: In the order of the request.
+        enums: ``{enum: {enumerator: value}}`` of the running kernel; ``{}`` for one it does not have.
+    """
+
+    def __init__(
+        self, name: str, programs: Sequence[Program], maps: Sequence[Map], enums: Mapping[str, Mapping[str, int]]
+    ) -> None:
+        self.name = name
+        self.programs = tuple(programs)
+        self.maps = {map.name: map for map in maps}
+        self.enums = enums
+        self._open = True
+
+    def __enter__(self) -> Collection:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Detach every program and let go of every map; harmless when repeated."""
+        if not self._open:
+            return
+        self._open = False
+        for program in self.programs:
+            _close_all([*program.links, program.fd])
+        for map in self.maps.values():
+            map.close()
+
+
+def load(request: LoadRequest) -> Collection:
+    """Load and attach an object in a child of its own.
+
+    Raises:
+        KernelError: the kernel, libbpf or this machine refused; ``code`` says
+            why and ``log`` has the last lines of libbpf and the verifier.
+            ``kernel.crashed`` and ``kernel.deadline``: the child did not answer.
+    """
+    deadline = time.monotonic() + request.deadline_s
+    sections = {program.name: program.section for program in request.programs}
+    refused: dict[str, KernelError] = {}
+    while True:
+        answer, descriptors, log = _ask_child(request, tuple(refused), deadline)
+        failure = answer["failure"]
+        if not failure:
+            break
+        error = diagnosis.explain(failure, sections=sections, log=log, features=features.probe())
+        name = diagnosis.failed_target(log)
+        # A missing kernel function fails the whole load and not its program's attachment;
+        # the others are loaded again without it.
+        retry = request.partial and error.code == "kernel.attach_target" and name in sections and name not in refused
+        if not retry or len(refused) + 1 == len(sections):
+            raise error
+        refused[name] = error
+    return _collect(request, answer, descriptors, log, refused)
+
+
+def _collect(
+    request: LoadRequest,
+    answer: channel.Answer,
+    descriptors: Sequence[int],
+    log: str,
+    refused: Mapping[str, KernelError],
+) -> Collection:
+    given = iter(descriptors)
+    maps = [Map(**entry, fd=next(given)) for entry in answer["maps"]]
+    sections = {program.name: program.section for program in request.programs}
+    programs = {
+        name: Program(name=name, section=sections[name], attached=False, error=_nameless(error, name))
+        for name, error in refused.items()
+    }
+    errors = list(refused.values())
+    for entry in answer["programs"]:
+        name = entry["name"]
+        program = Program(name=name, section=sections[name], attached=False)
+        if failure := entry["failure"]:
+            error = diagnosis.explain(failure, sections=sections, log=log, features=features.probe())
+            errors.append(error)
+            programs[name] = replace(program, error=_nameless(error, name))
+        else:
+            fd, links = next(given), tuple(next(given) for _ in range(entry["links"]))
+            programs[name] = replace(program, attached=True, id=entry["id"], tag=entry["tag"], fd=fd, links=links)
+    ordered = [programs[wanted.name] for wanted in request.programs]
+    collection = Collection(request.name, ordered, maps, answer["enums"])
+    if errors and not any(program.attached for program in ordered):
+        # Nothing runs: that is no part of a success.
+        collection.close()
+        raise errors[0]
+    return collection
+
+
+def _nameless(error: KernelError, name: str) -> str:
+    return str(error).removeprefix(f"program {name!r}: ")
+
+
+def _ask_child(request: LoadRequest, skip: Sequence[str], deadline: float) -> tuple[channel.Answer, list[int], str]:
+    """One child's answer, the descriptors that came with it, and its log."""
+    document: channel.Request = {
+        "name": request.name,
+        "sha256": hashlib.sha256(request.object).hexdigest(),
+        "deadline_s": max(0.0, deadline - time.monotonic()),
+        "partial": request.partial,
+        "skip": list(skip),
+        "programs": [
+            {"name": program.name, "section": program.section, "attach": dict(program.attach or {})}
+            for program in request.programs
+        ],
+        "maps": [
+            {"name": map.name, "clear_value_size": map.clear_value_size, "max_entries": map.max_entries}
+            for map in request.maps
+        ],
+        "globals": [
+            {"section": value.section, "offset": value.offset, "value": value.value.hex()} for value in request.globals
+        ],
+        "read_maps": list(request.read_maps),
+        "enums": list(request.enums),
+    }
+    with contextlib.ExitStack() as stack:
+        image = _sealed(request.object)
+        stack.callback(os.close, image)
+        log = os.memfd_create("skep-loader-log", os.MFD_CLOEXEC)
+        stack.callback(os.close, log)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        stack.enter_context(ours)
+        with theirs:
+            child = _start(theirs.fileno(), log)
+        try:
+            channel.send(ours, document, [image])
+            answer, descriptors = channel.receive(ours, deadline=deadline)
+        except TimeoutError:
+            _kill(child)
+            raise KernelError(
+                f"loader: no answer within {request.deadline_s:g} s, killed while {diagnosis.last_stage(_text(log))}; "
+                "raise the deadline if the machine is that slow",
+                code="kernel.deadline",
+                log=diagnosis.tail(_text(log)),
+            ) from None
+        except (EOFError, ConnectionError) as error:
+            raise _ended_early(child, _text(log)) from error
+        except OSError as error:
+            _kill(child)
+            raise KernelError(
+                f"loader: {error.strerror}: {diagnosis.errno_name(error.errno or 0)}; raise LimitNOFILE",
+                code="kernel.descriptors",
+            ) from error
+        except BaseException:
+            _kill(child)
+            raise
+        _reap(child, deadline)
+        return answer, descriptors, _text(log)
+
+
+def _sealed(data: bytes) -> int:
+    """A file in memory with these bytes, which nobody can change any more."""
+    fd = os.memfd_create("skep-object", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _start(channel_fd: int, log: int) -> subprocess.Popen[bytes]:
+    _bury()
+    # libbpf looks for the binaries and libraries of uprobes along these two.
+    environment = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
+    return subprocess.Popen(
+        [sys.executable, *_COMMAND, str(_ROOT)],
+        stdin=channel_fd,
+        stdout=log,
+        stderr=log,
+        close_fds=True,
+        cwd="/",
+        env=environment | {"LC_ALL": "C"},
+        process_group=0,  # a Ctrl-C is for the parent to handle
+    )
+
+
+def _ended_early(child: subprocess.Popen[bytes], log: str) -> KernelError:
+    """The child went away without an answer."""
+    try:
+        status = child.wait(_KILL_PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        _kill(child)
+        status = child.returncode
+    if status is not None and status < 0:
+        with contextlib.suppress(ValueError):
+            how = f"killed by {signal.Signals(-status).name}"
+    else:
+        how = f"ended with status {status}"
+    return KernelError(
+        f"loader: {how} while {diagnosis.last_stage(log)}; the object is damaged or libbpf has a bug, rebuild it",
+        code="kernel.crashed",
+        log=diagnosis.tail(log),
+    )
+
+
+def _reap(child: subprocess.Popen[bytes], deadline: float) -> None:
+    """After its answer the child ends by itself; it holds links until it has."""
+    try:
+        child.wait(max(0.1, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        _kill(child)
+
+
+_lingering: list[subprocess.Popen[bytes]] = []
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    child.kill()
+    try:
+        child.wait(_KILL_PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        # In the middle of a long allocation the kernel does not die of SIGKILL until it is
+        # done. Do not hang with it; the next load buries it.
+        _lingering.append(child)
+
+
+def _bury() -> None:
+    for child in list(_lingering):
+        if child.poll() is not None:
+            with contextlib.suppress(ValueError):  # another thread was faster
+                _lingering.remove(child)
+
+
+def _text(log: int) -> str:
+    size = os.fstat(log).st_size
+    return os.pread(log, _LOG_BYTES, max(0, size - _LOG_BYTES)).decode(errors="replace")
+
+
+def _close_all(descriptors: Sequence[int]) -> None:
+    for descriptor in descriptors:
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+__all__ = [
+    "Collection",
+    "GlobalRequest",
+    "LoadRequest",
+    "MapRequest",
+    "Program",
+    "ProgramRequest",
+    "load",
+]

@@ -1,0 +1,289 @@
+"""From what the loader child met to one line a person can act on: pure, given the log and the features.
+
+libbpf returns one errno for many causes and says the rest in its log; so the log
+is read here, by the phrases libbpf 1.4 and the kernel's verifier have used for
+years. What none of them explains is said in the errno's words, never dropped.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from exporter.errors import KernelError
+
+from .attach import split_section
+from .features import Capability, Features
+
+if TYPE_CHECKING:
+    from .channel import Failure
+
+LOG_LINES = 40
+
+ENOTSUPP = 524
+"""The kernel's own errno that user space has no name for."""
+
+MEMCG_SINCE = (5, 11)
+"""Linux kernel commit 3ac1f01b43b6 ("bpf: Eliminate rlimit-based memory accounting for bpf progs") and its series."""
+
+# enum libbpf_errno of libbpf_legacy.h, from 4000 on.
+_LIBBPF_ERRNOS = (
+    "LIBELF", "FORMAT", "KVERSION", "ENDIAN", "INTERNAL", "RELOC", "LOAD", "VERIFY", "PROG2BIG", "KVER",
+    "PROGTYPE", "WRNGPID", "INVSEQ", "NLPARSE",
+)  # fmt: skip
+
+# By a section's first word: what loading and attaching go through, which decides what they need.
+_KPROBE_SECTIONS = ("kprobe", "kretprobe", "ksyscall", "kretsyscall")
+_UPROBE_SECTIONS = ("uprobe", "uretprobe", "usdt")
+_TRACEFS_SECTIONS = ("tp", "tracepoint")
+_PERF_SECTIONS = (*_KPROBE_SECTIONS, *_UPROBE_SECTIONS, *_TRACEFS_SECTIONS, "perf_event")
+_TRAMPOLINE_SECTIONS = ("fentry", "fexit", "fmod_ret", "lsm", "struct_ops", "freplace")
+_NETWORK_SECTIONS = ("xdp", "tc", "tcx", "classifier", "cgroup", "cgroup_skb", "sockops", "sk_msg", "sk_skb")
+
+_TARGET = re.compile(r"prog '([^']+)': failed to find kernel BTF type ID of '([^']+)'")
+_STATISTICS = re.compile(r"processed \d+ insns|verification time|stack depth|max_states|peak_states")
+_NO_BTF = "this kernel shows no BTF of its own (CONFIG_DEBUG_INFO_BTF); use one that does"
+
+
+def errno_name(number: int) -> str:
+    """``ENOENT (No such file or directory)``; also for the one the C library has no name for."""
+    if number == ENOTSUPP:
+        return "ENOTSUPP (Operation is not supported)"
+    if 0 <= number - 4000 < len(_LIBBPF_ERRNOS):
+        return f"LIBBPF_ERRNO__{_LIBBPF_ERRNOS[number - 4000]}"
+    return f"{errno.errorcode.get(number, f'errno {number}')} ({os.strerror(number)})"
+
+
+def failed_target(log: str) -> str:
+    """The program whose kernel function or typed tracepoint a failed load did not find; or ``""``."""
+    match = _TARGET.search(log)
+    return match[1] if match else ""
+
+
+def tail(log: str, lines: int = LOG_LINES) -> str:
+    """The last lines, without our own notes and libbpf's prefix, newest last."""
+    kept = [line.removeprefix("libbpf: ").rstrip() for line in log.splitlines() if not line.startswith("loader: ")]
+    return "\n".join([line for line in kept if line][-lines:])
+
+
+def last_stage(log: str) -> str:
+    """What the loader was doing when it last said so."""
+    notes = re.findall(r"^loader: (.+)$", log, re.MULTILINE)
+    return notes[-1] if notes else "starting"
+
+
+def said_of(program: str, log: str) -> str:
+    """The last line of libbpf while it attached this program, without the program's name; or ``""``."""
+    _, found, rest = log.partition(f"loader: attaching program {program}\n")
+    line = tail(rest.partition("\nloader: ")[0], 1) if found else ""
+    return re.sub(r"^(prog '[^']*': )|: (-\d+|[A-Z][^:]*)$", "", line) if line else ""
+
+
+def verifier_complaint(log: str) -> tuple[str, str]:
+    """The program that the verifier refused, and its last word on it; empty when the log has none.
+
+    The complaint is the last line that is neither the statistics nor state: the verifier stops where it objects.
+    """
+    names = re.findall(r"prog '([^']+)': BPF program load failed", log)
+    blocks = re.findall(r"-- BEGIN PROG LOAD LOG --\n(.*?)-- END PROG LOAD LOG --", log, re.DOTALL)
+    if not blocks and "-- END PROG LOAD LOG --" in log:  # its beginning was too long ago to be kept
+        blocks = [log.rpartition("-- END PROG LOAD LOG --")[0]]
+    complaint = ""
+    for line in reversed(blocks[-1].splitlines() if blocks else []):
+        stripped = line.strip()
+        if stripped and not _STATISTICS.match(stripped):
+            complaint = stripped
+            break
+    return (names[-1] if names else ""), complaint
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """One failure with everything that is known around it."""
+
+    failure: Failure
+    sections: Mapping[str, str]
+    log: str
+    features: Features
+
+    @property
+    def errno(self) -> int:
+        return self.failure["errno"]
+
+    @property
+    def doing(self) -> str:
+        """What failed, and by which errno."""
+        return f"{self.failure['doing']}: {errno_name(self.errno)}" if self.errno else self.failure["doing"]
+
+    @property
+    def kernel(self) -> str:
+        return f"this kernel ({self.features.release})"
+
+    def head(self, program: str) -> str:
+        """The first word of a program's section."""
+        return split_section(self.sections.get(program, ""))[0].partition(".")[0]
+
+
+def explain(failure: Failure, *, sections: Mapping[str, str], log: str, features: Features) -> KernelError:
+    """Say what a failure of the loader means.
+
+    ``sections`` has that of each program of the request, ``log`` what libbpf and the verifier said.
+    """
+    case = _Case(failure, sections, log, features)
+    message, code = _EXPLAIN.get(failure["stage"], _explain_other)(case)
+    return KernelError(message, code=code, log=tail(log))
+
+
+def _explain_other(case: _Case) -> tuple[str, str]:
+    return f"loader: {case.doing}", "kernel.loader"
+
+
+def _explain_match(case: _Case) -> tuple[str, str]:
+    return f"{case.doing}; the plan and libbpf must see one object, rebuild it", "elf.difference"
+
+
+def _explain_open(case: _Case) -> tuple[str, str]:
+    build = "build it with clang -target bpf"
+    if not case.errno:
+        return f"object: {case.doing}; {build}", "elf.corrupt"
+    if match := re.search(r"prog '([^']+)': missing BPF prog type, check ELF section name '([^']+)'", case.log):
+        message = f"program {match[1]!r}: libbpf knows no program type for section {match[2]!r}; rename the section"
+        return message, "elf.prog_type"
+    words = tail(case.log, 1)
+    return f"object: libbpf cannot open it: {errno_name(case.errno)}{words and ': ' + words}; {build}", "elf.corrupt"
+
+
+def _explain_prepare(case: _Case) -> tuple[str, str]:
+    return f"object: {case.doing}; rebuild the object or correct the plan", "elf.difference"
+
+
+def _explain_enums(case: _Case) -> tuple[str, str]:
+    return f"kernel: {case.doing}; {_NO_BTF}", "kernel.btf"
+
+
+def _explain_load(case: _Case) -> tuple[str, str]:
+    log, number = case.log, case.errno
+    program, complaint = verifier_complaint(log)
+    subject = f"program {program!r}" if program else "object"
+    if match := re.search(r"map '([^']+)': failed to create: .*?\((-?\d+)\)", log):
+        return _explain_map(case, match[1], abs(int(match[2])))
+    if name := failed_target(log):
+        target = _TARGET.search(log)
+        assert target
+        has = f"attaches to {target[2]!r}, which {case.kernel} does not have; choose another with attach.target"
+        return f"program {name!r}: section {case.sections.get(name, '')!r} {has}", "kernel.attach_target"
+    if re.search(r"failed to find valid kernel BTF|[Ee]rror loading vmlinux BTF|kernel BTF is missing", log):
+        return f"{subject}: needs the types of the running kernel; {_NO_BTF}", "kernel.btf"
+    if match := re.search(r"extern \((?:func |var )?ksym\) '([^']+)': not found", log):
+        return f"object: symbol {match[1]!r} is not in {case.kernel}; declare it __weak", "elf.core_reloc"
+    if match := re.search(
+        r"failed to resolve CO-RE relocation (?:<[a-z_]+> )?(?:\[\d+\] )?(.+?)(?: \(.*\))?$", log, re.M
+    ):
+        message = (
+            f"{subject}: {case.kernel} has no match for {match[1]!r}; guard it with bpf_core_field_exists() or its kin"
+        )
+        return message, "elf.core_reloc"
+    if "cannot call GPL-restricted function from non-GPL compatible program" in log:
+        message = f"{subject}: calls a function for GPL programs and its licence is not one"
+        return message + '; declare SEC("license") "Dual BSD/GPL" or "GPL"', "elf.license"
+    # A complaint means that the verifier ran, and then its word explains the errno: it too says EPERM and EACCES.
+    may_load = case.features.has(Capability.BPF, Capability.PERFMON)
+    if complaint and (may_load or number != errno.EPERM):
+        return f"{subject}: the verifier refuses it: {complaint}; correct the program", "elf.verifier"
+    if number in (errno.EPERM, errno.EACCES):
+        return f"{subject}: {_load_remedy(case, program)}", "kernel.permission"
+    if number in (errno.ENOMEM, errno.E2BIG):
+        return f"{subject}: {errno_name(number)} when loading it; make maps or program smaller", "kernel.memory"
+    if number == ENOTSUPP and case.head(program) in _TRAMPOLINE_SECTIONS:
+        message = f"{subject}: {case.kernel} has no trampolines on this architecture (arm64: first in 6.0)"
+        return message + "; use a tp_btf or raw_tp program", "kernel.attach_target"
+    return f"{subject}: {case.doing}: {tail(log, 1)}; see the log", "elf.load"
+
+
+def _load_remedy(case: _Case, program: str) -> str:
+    features, head = case.features, case.head(program)
+    needed = [Capability.BPF, Capability.PERFMON]
+    needed += [Capability.NET_ADMIN] if head in _NETWORK_SECTIONS else []
+    if missing := " and ".join(f"CAP_{capability.name}" for capability in needed if not features.has(capability)):
+        return f"the kernel does not let this process load BPF without {missing}; give it that, or run as root"
+    if features.version < MEMCG_SINCE:
+        return f"{case.kernel} counts BPF memory against RLIMIT_MEMLOCK; set LimitMEMLOCK=infinity"
+    if head in _TRAMPOLINE_SECTIONS:
+        because = "" if features.lockdown in ("", "none") else f" (lockdown is {features.lockdown!r})"
+        section = case.sections[program]
+        return (
+            f"{case.kernel} refuses the trampoline that section {section!r} needs{because}; "
+            "use a tp_btf or raw_tp program, or boot without lockdown"
+        )
+    if features.lockdown == "confidentiality":
+        return "lockdown is 'confidentiality' and refuses programs that read the kernel; boot with 'integrity' or less"
+    return "the kernel refuses to load it in spite of its capabilities; look for a security module or a container limit"
+
+
+def _explain_map(case: _Case, name: str, number: int) -> tuple[str, str]:
+    if number in (errno.ENOMEM, errno.E2BIG):
+        message = f"map {name!r}: the kernel has no memory for it ({errno_name(number)}); lower its max_entries"
+        return message, "kernel.memory"
+    if number in (errno.EPERM, errno.EACCES):
+        return f"map {name!r}: {_load_remedy(case, '')}", "kernel.permission"
+    if number == errno.EINVAL and not case.features.ring_buffers:
+        message = f"map {name!r}: {case.kernel} refuses it and has no ring buffers (first in 5.8)"
+        return message + "; use a perf event array", "kernel.ring"
+    message = f"map {name!r}: the kernel refuses its definition ({errno_name(number)})"
+    return message + "; see that type, sizes, max_entries and flags go together", "elf.map_def"
+
+
+def _explain_attach(case: _Case) -> tuple[str, str]:
+    number, program = case.errno, case.failure["program"]
+    head = case.head(program)
+    message = f"program {program!r}: {case.doing}"
+    if not number:  # section and options contradict each other, and the sentence says how
+        return message, "kernel.attach_target"
+    if number in (errno.EPERM, errno.EACCES):
+        return f"{message}; {_attach_remedy(case.features, head)}", "kernel.permission"
+    remedy = ""
+    if head in _TRACEFS_SECTIONS and not case.features.tracefs:
+        remedy = "tracefs is not mounted or not readable: mount -t tracefs nodev /sys/kernel/tracing"
+    elif head in _KPROBE_SECTIONS and number in (errno.EOPNOTSUPP, ENOTSUPP, errno.ENOENT):
+        remedy = "this kernel has no such function, or no kprobes at all; use a tp_btf or raw_tp program"
+    elif number == errno.EOPNOTSUPP:
+        remedy = f"section {case.sections.get(program, '')!r} does not say where; complete it with attach"
+    elif number in (errno.EBUSY, errno.EEXIST):
+        remedy = "another program is attached there; detach it first"
+    elif words := said_of(program, case.log):
+        message = f"program {program!r}: {words}: {errno_name(number)}"
+    return f"{message}; {remedy or 'see that it is there, or choose another with attach'}", "kernel.attach_target"
+
+
+def _attach_remedy(features: Features, head: str) -> str:
+    if head in _NETWORK_SECTIONS and not features.has(Capability.NET_ADMIN):
+        return "it needs CAP_NET_ADMIN"
+    instead = "or use a tp_btf or raw_tp program"
+    if head in _PERF_SECTIONS and Capability.SYS_ADMIN not in features.capabilities:
+        if (features.perf_event_paranoid or 0) >= 3:
+            setting = f"kernel.perf_event_paranoid is {features.perf_event_paranoid}"
+            return f"{setting}: it needs CAP_SYS_ADMIN, or the sysctl at 2 or less; {instead}"
+        if head in _TRACEFS_SECTIONS and not features.tracefs:
+            return f"tracefs is not readable to this process: it needs CAP_DAC_READ_SEARCH; {instead}"
+        if not features.has(Capability.PERFMON):
+            return "it needs CAP_PERFMON"
+        if head in _UPROBE_SECTIONS:
+            return "it needs CAP_SYS_ADMIN for that on this kernel"
+    if features.lockdown not in ("", "none"):
+        return f"kernel lockdown is {features.lockdown!r}, which refuses it"
+    has = ", ".join(f"CAP_{capability.name}" for capability in sorted(features.capabilities))
+    return f"it needs more privilege; this process has {has or 'none'}"
+
+
+_EXPLAIN = {
+    "attach": _explain_attach,
+    "enums": _explain_enums,
+    "load": _explain_load,
+    "match": _explain_match,
+    "open": _explain_open,
+    "prepare": _explain_prepare,
+}

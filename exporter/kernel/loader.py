@@ -1,0 +1,217 @@
+"""The loader child: one object, opened, loaded, attached and handed over; then it ends.
+
+Run by :func:`exporter.kernel.load` as ``python -m exporter.kernel.loader`` or its
+equivalent, never by hand. Descriptor 0 is its socket, 1 and 2 one file in memory
+that holds its log; everything else it closes before it does anything. It is
+single-threaded, starts no process, and gets the object as a sealed memory file
+which it hashes itself: libbpf reads bytes from the network here and nowhere
+else, and when it crashes it is this process that ends.
+
+Request and answer are those of :mod:`.channel`. What a failure means to a
+person is the parent's business (:mod:`.diagnosis`).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import mmap
+import os
+import resource
+import signal
+import socket
+import sys
+
+from . import _libbpf, channel
+from .attach import AttachError, attach, prepare
+from .channel import Answer, Failure, LoadedProgram, Request
+
+SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+
+
+class RefusalError(Exception):
+    """What the answer's ``failure`` says."""
+
+    def __init__(self, stage: str, *, program: str = "", errno: int = 0, doing: str = "") -> None:
+        super().__init__(doing)
+        self.failure: Failure = {"stage": stage, "program": program, "errno": errno, "doing": doing}
+
+    @classmethod
+    def by(cls, error: OSError | AttachError, stage: str, *, program: str = "") -> RefusalError:
+        """Of an exception that a call of ours ended with."""
+        if isinstance(error, OSError):
+            return cls(stage, program=program, errno=error.errno or 0, doing=error.strerror or "")
+        return cls(stage, program=program, doing=str(error))
+
+
+def main() -> int:
+    """Serve the one request on descriptor 0."""
+    _confine()
+    parent = socket.socket(fileno=0)
+    request: Request
+    answer: Answer
+    request, (image,) = channel.receive(parent)
+    signal.alarm(int(request["deadline_s"]) + 2)
+    try:
+        answer, descriptors, _keep_open = _serve(request, image)
+    except RefusalError as refused:
+        answer = {"failure": refused.failure, "maps": [], "programs": [], "enums": {}}
+        descriptors = []
+    channel.send(parent, answer, descriptors)
+    # No cleaning up: destroying links would detach what was just handed over.
+    os._exit(0)
+
+
+def _confine() -> None:
+    try:
+        _libbpf.close_from(3)
+    except OSError:
+        os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    _libbpf.die_with_parent()
+    # Perf events take a descriptor per CPU and program.
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _note(stage: str) -> None:
+    """Leave in the log where we are: what the parent reads if it was the last thing."""
+    os.write(2, f"loader: {stage}\n".encode())
+
+
+def _serve(request: Request, image: int) -> tuple[Answer, list[int], _libbpf.Object]:
+    """The answer, its descriptors, and the object that owns some of them until they are sent."""
+    _note("checking the object")
+    data = _sealed_bytes(image, request["sha256"])
+    _libbpf.setup()
+    _note("opening the object")
+    try:
+        opened = _libbpf.Object(data, request["name"])
+    except OSError as error:
+        raise RefusalError.by(error, "open") from None
+    programs, maps = _match(opened, request)
+    failures = _prepare(opened, programs, maps, request)
+    enums: dict[str, dict[str, int]] = {}
+    if request["enums"]:
+        _note("reading the kernel's enums")
+        try:
+            enums = _libbpf.kernel_enums(request["enums"])
+        except OSError as error:
+            raise RefusalError.by(error, "enums") from None
+    _note("loading the object")
+    try:
+        opened.load()
+    except OSError as error:
+        raise RefusalError.by(error, "load") from None
+    read_maps = [maps[name] for name in request["read_maps"]]
+    answer: Answer = {
+        "failure": None,
+        "maps": [
+            {
+                "name": map_.name,
+                "type": map_.type,
+                "key_size": map_.key_size,
+                "value_size": map_.value_size,
+                "max_entries": map_.max_entries,
+            }
+            for map_ in read_maps
+        ],
+        "programs": [],
+        "enums": enums,
+    }
+    descriptors = [map_.fd for map_ in read_maps]
+    for wanted in request["programs"]:
+        name = wanted["name"]
+        if name in request["skip"]:
+            continue
+        program = programs[name]
+        entry: LoadedProgram = {"name": name, "failure": failures.get(name), "id": 0, "tag": "", "links": 0}
+        answer["programs"].append(entry)
+        if entry["failure"]:
+            continue
+        _note(f"attaching program {name}")
+        links: list[int] = []
+        try:
+            links = attach(program, wanted["attach"])
+        except (OSError, AttachError) as error:
+            refused = RefusalError.by(error, "attach", program=name)
+            if not request["partial"]:
+                raise refused from None
+            entry["failure"] = refused.failure
+        else:
+            entry["id"], entry["tag"] = program.info()
+            entry["links"] = len(links)
+            descriptors += [program.fd, *links]
+    return answer, descriptors, opened
+
+
+def _sealed_bytes(image: int, sha256: str) -> mmap.mmap:
+    """The object's bytes, which nobody can change any more, if they are the ones that were meant."""
+    if fcntl.fcntl(image, fcntl.F_GET_SEALS) & SEALS != SEALS:
+        raise RefusalError("check", doing="the object's memory is not sealed")
+    if not os.fstat(image).st_size:
+        raise RefusalError("open", doing="it is empty")
+    data = mmap.mmap(image, 0, prot=mmap.PROT_READ)
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
+        raise RefusalError("check", doing=f"the object is sha256:{found}, the request says sha256:{sha256}")
+    return data
+
+
+def _match(opened: _libbpf.Object, request: Request) -> tuple[dict[str, _libbpf.Program], dict[str, _libbpf.Map]]:
+    """What libbpf sees of the object, if that is what the request was made from."""
+    programs = {program.name: program for program in opened.programs()}
+    maps = {map_.name: map_ for map_ in opened.maps()}
+    for wanted in request["programs"]:
+        program = programs.get(wanted["name"])
+        section = wanted["section"].removeprefix("?")
+        if program is None or program.section != section:
+            found = f"it in section {program.section!r}" if program else f"no such program, but {sorted(programs)}"
+            raise RefusalError("match", doing=f"program {wanted['name']!r} of section {section!r}: libbpf sees {found}")
+    for name in [*request["read_maps"], *(wanted["name"] for wanted in request["maps"])]:
+        if name not in maps:
+            raise RefusalError("match", doing=f"map {name!r}: libbpf sees no such map, but {sorted(maps)}")
+    return programs, maps
+
+
+def _prepare(
+    opened: _libbpf.Object,
+    programs: dict[str, _libbpf.Program],
+    maps: dict[str, _libbpf.Map],
+    request: Request,
+) -> dict[str, Failure]:
+    """Say everything that must be said between opening and loading.
+
+    Returns:
+        The failures of programs that will not be loaded, if the others may run without them.
+    """
+    wanted = {entry["name"]: entry["attach"] for entry in request["programs"]}
+    failures: dict[str, Failure] = {}
+    for name, program in programs.items():
+        load = name in wanted and name not in request["skip"]
+        try:
+            if load:
+                prepare(program, wanted[name])
+        except (OSError, AttachError) as error:
+            refused = RefusalError.by(error, "attach", program=name)
+            if not request["partial"]:
+                raise refused from None
+            failures[name] = refused.failure
+        program.set_autoload(load and name not in failures)
+    try:
+        for map_ in maps.values():
+            map_.forget_pin()
+        for change in request["maps"]:
+            if change["clear_value_size"]:
+                maps[change["name"]].clear_sizes()
+            if change["max_entries"]:
+                maps[change["name"]].set_max_entries(change["max_entries"])
+        for value in request["globals"]:
+            opened.set_global(value["section"], value["offset"], bytes.fromhex(value["value"]))
+    except OSError as error:
+        raise RefusalError.by(error, "prepare") from None
+    return failures
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,319 @@
+"""What libbpf and the kernel say, and what a person is told; logs as libbpf 1.4 and Linux 5.10 to 6.18 write them."""
+
+import errno
+from dataclasses import replace
+
+import pytest
+
+from exporter.kernel.channel import Failure
+from exporter.kernel.diagnosis import errno_name, explain, failed_target, last_stage, tail, verifier_complaint
+from exporter.kernel.features import Capability, Features
+
+ROOT = Features(
+    release="6.12.1",
+    version=(6, 12),
+    btf=True,
+    tracefs=True,
+    capabilities=frozenset(Capability),
+    perf_event_paranoid=2,
+    lockdown="",
+)
+BPF_ONLY = replace(ROOT, capabilities=frozenset({Capability.BPF, Capability.PERFMON}))
+NOBODY = replace(ROOT, capabilities=frozenset(), tracefs=False)
+SECTIONS = {
+    "tp": "tracepoint/sched/sched_switch",
+    "up": "uprobe//lib/libc.so.6:malloc",
+    "kp": "kprobe/vfs_read",
+    "pe": "perf_event",
+    "xdp": "xdp",
+    "fentry": "fentry/vfs_read",
+    "raw": "raw_tp/sys_enter",
+}
+
+
+def failing(stage: str, number: int = 0, *, program: str = "", doing: str = "doing it") -> Failure:
+    """A failure as the loader reports it."""
+    return {"stage": stage, "program": program, "errno": number, "doing": doing}
+
+
+def load_log(program: str, *lines: str, number: int = errno.EINVAL) -> str:
+    """What libbpf prints when the verifier refuses a program."""
+    return "\n".join(
+        [
+            "loader: loading the object",
+            f"libbpf: prog '{program}': BPF program load failed: whatever",
+            f"libbpf: prog '{program}': -- BEGIN PROG LOAD LOG --",
+            *lines,
+            "processed 9 insns (limit 1000000) max_states_per_insn 0 total_states 0 peak_states 0 mark_read 0",
+            "-- END PROG LOAD LOG --",
+            f"libbpf: prog '{program}': failed to load: -{number}",
+            "libbpf: failed to load object 'x'",
+        ]
+    )
+
+
+NO_LOADING = (
+    "libbpf: Error in bpf_object__probe_loading():Operation not permitted(1). Couldn't load trivial BPF program. "
+    "Make sure your kernel supports BPF (CONFIG_BPF_SYSCALL=y) and/or that RLIMIT_MEMLOCK is set to big enough value."
+)
+
+
+@pytest.mark.parametrize(
+    ("failure", "log", "features", "code", "words"),
+    [
+        # Loading.
+        (failing("load", errno.EPERM), NO_LOADING, NOBODY, "kernel.permission", "without CAP_BPF and CAP_PERFMON;"),
+        (
+            failing("load", errno.EPERM),
+            NO_LOADING,
+            replace(NOBODY, capabilities=frozenset({Capability.BPF})),
+            "kernel.permission",
+            "without CAP_PERFMON;",
+        ),
+        (failing("load", errno.EPERM), NO_LOADING, ROOT, "kernel.permission", "security module"),
+        (
+            failing("load", errno.EPERM),
+            NO_LOADING,
+            replace(ROOT, release="5.10.0", version=(5, 10)),
+            "kernel.permission",
+            "LimitMEMLOCK=infinity",
+        ),
+        (
+            failing("load", errno.EPERM),
+            "libbpf: prog 'fentry': BPF program load failed: Operation not permitted\n",
+            replace(ROOT, lockdown="integrity"),
+            "kernel.permission",
+            "trampoline that section 'fentry/vfs_read' needs (lockdown is 'integrity'); use a tp_btf",
+        ),
+        (
+            failing("load", errno.EPERM),
+            "libbpf: prog 'raw': BPF program load failed: Operation not permitted\n",
+            replace(ROOT, lockdown="confidentiality"),
+            "kernel.permission",
+            "lockdown is 'confidentiality'",
+        ),
+        (
+            failing("load", 524),
+            "libbpf: prog 'fentry': BPF program load failed: unknown error (-524)\n",
+            ROOT,
+            "kernel.attach_target",
+            "no trampolines on this architecture",
+        ),
+        (
+            failing("load", errno.EACCES),
+            load_log(
+                "raw", "0: R1=ctx()", "1: (79) r0 = *(u64 *)(r1 +400)", "invalid bpf_context access off=400 size=8"
+            ),
+            ROOT,
+            "elf.verifier",
+            "program 'raw': the verifier refuses it: invalid bpf_context access off=400 size=8;",
+        ),
+        (
+            failing("load", errno.EINVAL),
+            load_log(
+                "raw",
+                "<invalid CO-RE relocation>",
+                "failed to resolve CO-RE relocation <byte_off> [7] struct rq.nothing (0:3 @ offset 12)",
+            ),
+            ROOT,
+            "elf.core_reloc",
+            "'struct rq.nothing'",
+        ),
+        (
+            failing("load", errno.ESRCH),
+            "libbpf: extern (func ksym) 'bpf_no_such_kfunc': not found in kernel or module BTFs\n",
+            ROOT,
+            "elf.core_reloc",
+            "symbol 'bpf_no_such_kfunc'",
+        ),
+        (
+            failing("load", errno.EINVAL),
+            load_log("raw", "cannot call GPL-restricted function from non-GPL compatible program"),
+            ROOT,
+            "elf.license",
+            "program 'raw'",
+        ),
+        (
+            failing("load", errno.ESRCH),
+            "libbpf: kernel BTF is missing at '/sys/kernel/btf/vmlinux', was CONFIG_DEBUG_INFO_BTF enabled?\n"
+            "libbpf: failed to find valid kernel BTF\nlibbpf: Error loading vmlinux BTF: -3\n",
+            replace(ROOT, btf=False),
+            "kernel.btf",
+            "CONFIG_DEBUG_INFO_BTF",
+        ),
+        (failing("enums", errno.ESRCH), "", replace(ROOT, btf=False), "kernel.btf", "CONFIG_DEBUG_INFO_BTF"),
+        (failing("load", errno.ENOMEM), "", ROOT, "kernel.memory", "ENOMEM"),
+        (
+            failing("load", errno.ENOMEM),
+            "libbpf: map 'big': failed to create: Cannot allocate memory(-12)\n",
+            ROOT,
+            "kernel.memory",
+            "map 'big'",
+        ),
+        (
+            failing("load", errno.EINVAL),
+            "libbpf: map 'events': failed to create: Invalid argument(-22)\n",
+            replace(ROOT, release="5.4.0", version=(5, 4)),
+            "kernel.ring",
+            "first in 5.8); use a perf event array",
+        ),
+        (
+            failing("load", errno.EINVAL),
+            "libbpf: map 'events': failed to create: Invalid argument(-22)\n",
+            ROOT,
+            "elf.map_def",
+            "map 'events'",
+        ),
+        (
+            failing("load", errno.EPERM),
+            "libbpf: map 'm': failed to create: Operation not permitted(-1)\n",
+            NOBODY,
+            "kernel.permission",
+            "map 'm': the kernel does not let",
+        ),
+        (
+            failing("load", errno.EIO),
+            "libbpf: something new\n",
+            ROOT,
+            "elf.load",
+            "EIO (Input/output error): something new",
+        ),
+        # Attaching.
+        (
+            failing("attach", errno.EACCES, program="tp"),
+            "",
+            replace(BPF_ONLY, perf_event_paranoid=3),
+            "kernel.permission",
+            "kernel.perf_event_paranoid is 3: it needs CAP_SYS_ADMIN, or the sysctl at 2 or less",
+        ),
+        (
+            failing("attach", errno.EACCES, program="tp"),
+            "",
+            replace(BPF_ONLY, tracefs=False),
+            "kernel.permission",
+            "CAP_DAC_READ_SEARCH",
+        ),
+        (
+            failing("attach", errno.EACCES, program="pe"),
+            "",
+            replace(BPF_ONLY, capabilities=frozenset({Capability.BPF})),
+            "kernel.permission",
+            "it needs CAP_PERFMON",
+        ),
+        (failing("attach", errno.EACCES, program="up"), "", BPF_ONLY, "kernel.permission", "CAP_SYS_ADMIN"),
+        (failing("attach", errno.EPERM, program="xdp"), "", BPF_ONLY, "kernel.permission", "CAP_NET_ADMIN"),
+        (
+            failing("attach", errno.EPERM, program="kp"),
+            "",
+            replace(ROOT, lockdown="confidentiality"),
+            "kernel.permission",
+            "lockdown is 'confidentiality'",
+        ),
+        (failing("attach", errno.EPERM, program="raw"), "", NOBODY, "kernel.permission", "this process has none"),
+        (
+            failing("attach", errno.ENOENT, program="tp"),
+            "",
+            replace(ROOT, tracefs=False),
+            "kernel.attach_target",
+            "mount -t tracefs",
+        ),
+        (failing("attach", errno.EOPNOTSUPP, program="kp"), "", ROOT, "kernel.attach_target", "no kprobes at all"),
+        (
+            failing("attach", errno.EOPNOTSUPP, program="raw"),
+            "",
+            ROOT,
+            "kernel.attach_target",
+            "complete it with attach",
+        ),
+        (failing("attach", errno.EBUSY, program="xdp"), "", ROOT, "kernel.attach_target", "detach it first"),
+        (
+            failing("attach", errno.ENOENT, program="raw"),
+            "loader: attaching program other\nlibbpf: prog 'other': bad: no\nloader: attaching program raw\n"
+            "libbpf: prog 'raw': failed to attach to raw tracepoint 'x': No such file or directory\n",
+            ROOT,
+            "kernel.attach_target",
+            "program 'raw': failed to attach to raw tracepoint 'x': ENOENT",
+        ),
+        (
+            failing("attach", program="xdp", doing="no interface"),
+            "",
+            ROOT,
+            "kernel.attach_target",
+            "'xdp': no interface",
+        ),
+        # Opening.
+        (
+            failing("open", 4001),
+            "libbpf: elf: 'x' is not a proper ELF object\n",
+            ROOT,
+            "elf.corrupt",
+            "LIBBPF_ERRNO__FORMAT: elf: 'x' is not a proper ELF object; build it",
+        ),
+        (
+            failing("open", errno.ESRCH),
+            "libbpf: prog 'f': missing BPF prog type, check ELF section name 'socket1'\n",
+            ROOT,
+            "elf.prog_type",
+            "program 'f': libbpf knows no program type for section 'socket1'",
+        ),
+        (failing("match", doing="map 'm' is not there"), "", ROOT, "elf.difference", "map 'm' is not there; the plan"),
+        (failing("check", doing="not sealed"), "", ROOT, "kernel.loader", "loader: not sealed"),
+    ],
+)
+def test_failure_becomes_one_line_with_its_remedy(
+    failure: Failure, log: str, features: Features, code: str, words: str
+) -> None:
+    """Code and words, in one line without a full stop."""
+    error = explain(failure, sections=SECTIONS, log=log, features=features)
+    assert error.code == code, str(error)
+    assert words in str(error)
+    assert "\n" not in str(error)
+    assert not str(error).endswith(".")
+
+
+def test_missing_kernel_function_names_program_section_and_target() -> None:
+    """So that the operator can choose another, and the caller can load the rest without it."""
+    log = "libbpf: prog 'fentry': failed to find kernel BTF type ID of 'vfs_read': -3\n"
+    error = explain(failing("load", errno.ESRCH), sections=SECTIONS, log=log, features=ROOT)
+    assert failed_target(log) == "fentry"
+    assert error.code == "kernel.attach_target"
+    assert "'fentry/vfs_read' attaches to 'vfs_read', which this kernel (6.12.1) does not have" in str(error)
+    assert failed_target("") == ""
+
+
+def test_complaint_is_found_in_a_log_whose_beginning_is_lost() -> None:
+    """Megabytes of states come first; the file keeps the end."""
+    log = "\n".join(
+        load_log("big", *(f"{n}: R0=inv" for n in range(1000)), "BPF program is too large").splitlines()[500:]
+    )
+    assert verifier_complaint(log)[1] == "BPF program is too large"
+
+
+def test_last_program_in_the_log_is_the_refused_one() -> None:
+    """Only one load fails; a retry of libbpf may log it twice."""
+    log = load_log("first", "R1 !read_ok") + "\n" + load_log("second", "R2 !read_ok")
+    assert verifier_complaint(log) == ("second", "R2 !read_ok")
+    assert verifier_complaint("nothing of that kind") == ("", "")
+
+
+def test_log_is_bounded_and_without_our_own_notes() -> None:
+    """Forty lines, newest last."""
+    log = "loader: opening\n" + "".join(f"libbpf: line {n}\n" for n in range(100)) + "loader: loading\n"
+    assert tail(log).splitlines() == [f"line {n}" for n in range(60, 100)]
+    assert last_stage(log) == "loading"
+    assert last_stage("") == "starting"
+
+
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [
+        (errno.ENOENT, "ENOENT (No such file or directory)"),
+        (524, "ENOTSUPP (Operation is not supported)"),
+        (4000, "LIBBPF_ERRNO__LIBELF"),
+        (4013, "LIBBPF_ERRNO__NLPARSE"),
+        (999, "errno 999 (Unknown error 999)"),
+    ],
+)
+def test_every_errno_has_a_name(number: int, name: str) -> None:
+    """Those of the C library, of the kernel alone, and of libbpf."""
+    assert errno_name(number) == name
