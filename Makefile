@@ -48,13 +48,12 @@ $(STAMPS)/system-%: packaging/setup/system-packages
 $(BIN)/python: | $(STAMPS)/system-run
 	@echo "skep set-up: virtual environment in $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --upgrade pip
 
 # Editable: Python files are used in place, the extensions are built beside them.
 $(STAMPS)/native: pyproject.toml setup.py $(NATIVE) | $(BIN)/python
 	@echo "skep set-up: Python packages and native extensions"
 	@mkdir -p $(STAMPS)
-	@$(BIN)/pip install --quiet "cython>=3.1" "setuptools>=77"
+	@$(BIN)/pip install --quiet --upgrade "pip>=25.1" "cython>=3.1" "setuptools>=77"
 	@$(BIN)/pip install --quiet --no-build-isolation --editable .
 	@touch $@
 
