@@ -15,8 +15,8 @@ help: ## Show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 .PHONY: run
-run: set-up ## Start the agent on the shipped catalog; says where to look
-	@packaging/setup/as-root $(BIN)/skep agent --config.file=configs/run.yaml
+run: set-up ## Start the agent on the shipped catalog; OTLP_ENDPOINT=URL posts to a collector too
+	@packaging/setup/as-root $(BIN)/skep agent --config.file=configs/run.yaml $(if $(OTLP_ENDPOINT),--config.dir=configs/run.d)
 
 .PHONY: test
 test: set-up-test ## Run every test (needs root for the kernel tests: uses sudo if there is one)
@@ -33,6 +33,10 @@ check: set-up-test ## Format, lint, types, import contracts, fast tests: under a
 .PHONY: bench
 bench: set-up-test ## Measure; prints the table and writes build/bench.json
 	@packaging/setup/as-root $(BIN)/python -m tests.bench
+
+.PHONY: vm
+vm: set-up-test $(STAMPS)/system-vm ## Boot the kernels, run the kernel tests in each; writes docs/kernels.md
+	@packaging/setup/as-root $(BIN)/python -m tests.vm
 
 .PHONY: set-up
 set-up: $(STAMPS)/system-run $(STAMPS)/native build/catalog/index.json
