@@ -149,15 +149,23 @@ def docker_config(directory: Path, host: str, *, user: str = USER, password: str
     return path
 
 
+# Python 3.13 verifies as RFC 5280 says (VERIFY_X509_STRICT): an authority names its key's usage.
+CA_USAGE = ("-addext", "keyUsage=critical,keyCertSign,cRLSign")
+
+
 def make_certificate(directory: Path) -> tuple[Path, Path, Path]:
     """Make an authority and a certificate for the loopback address: ``(ca, certificate, key)``."""
     ca, ca_key = directory / "ca.pem", directory / "ca.key"
     certificate, key = directory / "server.pem", directory / "server.key"
     request = directory / "server.csr"
     extensions = directory / "server.ext"
-    extensions.write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\nbasicConstraints=CA:FALSE\n")
+    extensions.write_text(
+        "subjectAltName=IP:127.0.0.1,DNS:localhost\nbasicConstraints=CA:FALSE\nauthorityKeyIdentifier=keyid\n"
+    )
     new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    _openssl("req", "-x509", *new_key, "-days", "2", "-subj", "/CN=test authority", "-keyout", ca_key, "-out", ca)
+    _openssl(
+        "req", "-x509", *new_key, "-days", "2", "-subj", "/CN=test authority", "-keyout", ca_key, "-out", ca, *CA_USAGE
+    )
     _openssl("req", *new_key, "-subj", "/CN=127.0.0.1", "-keyout", key, "-out", request)
     _openssl(
         "x509", "-req", "-in", request, "-CA", ca, "-CAkey", ca_key, "-CAcreateserial", "-days", "2",

@@ -98,7 +98,9 @@ def test_tls_with_a_private_authority(tmp_path: Path, built: Store, store: Store
     with real_registry(tmp_path / "registry", tls=True) as running:
         reference = parse_reference(f"{running.host}/disk:1")
         round_trip(reference, built, store, RegistryConfig(ca_file=str(running.ca_file)))
-        other_ca = RegistryConfig(ca_file=str(running.storage.parent / "server.pem"))
+        (tmp_path / "stranger").mkdir()
+        stranger, _, _ = make_certificate(tmp_path / "stranger")
+        other_ca = RegistryConfig(ca_file=str(stranger))
         with pytest.raises(ImageError, match="ca_file") as caught:
             fetch(reference, store=store, pull="always", registries={running.host: other_ca})
         assert caught.value.code == "img.tls"
