@@ -42,7 +42,8 @@ struct signal_struct {
 
 struct task_struct {
 	unsigned int __state; /* 0: runnable */
-	int on_cpu;	      /* absent without SMP */
+	/* Absent without SMP; signed and of four bytes before v7, then of one: only an unsigned access is resized. */
+	unsigned int on_cpu;
 	int pid;
 	int tgid;
 	int exit_code;

@@ -183,10 +183,11 @@ def _explain_load(case: _Case) -> tuple[str, str]:
     if match := re.search(
         r"failed to resolve CO-RE relocation (?:<[a-z_]+> )?(?:\[\d+\] )?(.+?)(?: \(.*\))?$", log, re.M
     ):
-        message = (
-            f"{subject}: {case.kernel} has no match for {match[1]!r}; guard it with bpf_core_field_exists() or its kin"
-        )
-        return message, "elf.core_reloc"
+        if "accesses field incorrectly" in log:  # the member is there, in another size or kind
+            other = f"{subject}: {case.kernel} has {match[1]!r} in another size than it is read with"
+            return f"{other}; declare the member unsigned, or read it with BPF_CORE_READ_BITFIELD", "elf.core_reloc"
+        none = f"{subject}: {case.kernel} has no match for {match[1]!r}"
+        return f"{none}; guard it with bpf_core_field_exists() or its kin", "elf.core_reloc"
     if "cannot call GPL-restricted function from non-GPL compatible program" in log:
         message = f"{subject}: calls a function for GPL programs and its licence is not one"
         return message + '; declare SEC("license") "Dual BSD/GPL" or "GPL"', "elf.license"

@@ -132,7 +132,7 @@ def test_process_exits_are_counted_by_status_to_the_last() -> None:
 def test_process_whose_threads_end_together_is_counted_once(cflags: tuple[str, ...], tmp_path: Path) -> None:
     """Several threads may each find themselves the last; wait() says how many processes there were."""
     if not cflags and workload.kernel_version() < (6, 16):
-        pytest.skip("this kernel has the old way only")
+        pytest.skip("this kernel does not tell which thread is the last (first in 6.16)")
     race = tmp_path / "exit_race"
     subprocess.run(["gcc", "-O1", "-pthread", "-o", race, PROGRAMS / "exit_race.c"], check=True, timeout=60)
     code = f"os.execv({str(race)!r}, ['exit_race', '400', '7'])"
@@ -495,7 +495,8 @@ def test_waits_of_the_host_are_one_histogram_and_with_the_missed_ones_all_switch
         start, first = observed(program.rows("waits")) + program.total("missed"), 0
         with loaded(referee(), programs=("on_switch",)) as judge:
             first = observed(program.rows("waits")) + program.total("missed")
-            time.sleep(0.5)
+            for _ in range(100):  # a machine where nothing else runs has few switches of its own
+                time.sleep(0.005)
             judged = judge.total("switches")
             last = observed(program.rows("waits")) + program.total("missed")
         rows = program.rows("waits")

@@ -105,7 +105,7 @@ def test_gpl_helper_without_gpl_licence_is_refused_by_its_name(loading: Loading)
 
 def test_trampolines_refused_by_lockdown_say_what_to_use_instead(loading: Loading) -> None:
     """On a kernel that refuses them; on others fentry attaches."""
-    program = ProgramRequest("on_trampoline", "fentry/do_unlinkat")
+    program = ProgramRequest("on_trampoline", "fentry/vfs_unlink")
     try:
         collection = loading("refused", program)
     except KernelError as error:
@@ -120,7 +120,7 @@ def test_trampolines_refused_by_lockdown_say_what_to_use_instead(loading: Loadin
     ("program", "section", "attach", "words"),
     [
         ("on_call", "uprobe", {"binary": "/skep/none", "target": "f"}, ["/skep/none", "ENOENT"]),
-        ("on_call", "uprobe", {"binary": "/bin/true", "target": "no_such"}, ["'no_such' of '/bin/true'", "ENOENT"]),
+        ("on_call", "uprobe", {"binary": "/bin/true", "target": "no_such"}, ["'no_such'", "'/bin/true'", "ENOENT"]),
         ("on_call", "uprobe", None, ["no binary is named", "attach.binary"]),
         ("on_call", "uprobe", {"binary": "/bin/true", "target": "f+z"}, ["'z'", "not a number"]),
         ("on_probe", "usdt", {"binary": "/bin/true", "target": "skep:visit"}, ["/bin/true", "ENOENT"]),

@@ -75,9 +75,14 @@ int on_complete(__u64 *ctx)
 {
 	struct request *request = (void *)ctx[0];
 	__u64 id = ctx[0];
-	struct gendisk *disk = BPF_CORE_READ(request, q, disk);
+	struct request___before_5_17 *old = (void *)request;
+	struct gendisk *disk;
 	struct disk_requests key = {};
 
+	if (bpf_core_field_exists(old->rq_disk))
+		disk = BPF_CORE_READ(old, rq_disk);
+	else
+		disk = BPF_CORE_READ(request, q, disk);
 	if (!disk)
 		return 0;
 	key.device = BPF_CORE_READ(disk, major) << 20 | BPF_CORE_READ(disk, first_minor);

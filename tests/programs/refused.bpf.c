@@ -56,7 +56,7 @@ int missing_raw_tracepoint(void *ctx)
 	return 0;
 }
 
-SEC("fentry/do_unlinkat")
+SEC("fentry/vfs_unlink")
 int on_trampoline(void *ctx)
 {
 	return 0;

@@ -120,6 +120,18 @@ NO_LOADING = (
             "'struct rq.nothing'",
         ),
         (
+            failing("load", errno.EINVAL),
+            "libbpf: prog 'raw': relo #1: insn #4 (LDX/ST/STX) accesses field incorrectly. Make sure you are accessing\n"
+            + load_log(
+                "raw",
+                "4: <invalid CO-RE relocation>",
+                "failed to resolve CO-RE relocation <byte_off> [61] struct task_struct.on_cpu (0:1 @ offset 4)",
+            ),
+            ROOT,
+            "elf.core_reloc",
+            "declare the member unsigned",
+        ),
+        (
             failing("load", errno.ESRCH),
             "libbpf: extern (func ksym) 'bpf_no_such_kfunc': not found in kernel or module BTFs\n",
             ROOT,

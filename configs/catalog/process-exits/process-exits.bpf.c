@@ -95,7 +95,8 @@ static __always_inline void count_exit(const struct end *end)
 {
 	__u64 *count, zero = 0;
 	struct end oldest;
-	long error;
+	/* Not a long: before 6.4 map helpers give 32 bits, and the upper half of the register is zero. */
+	int error;
 
 	count = bpf_map_lookup_elem(&exits, end);
 	if (!count) {
