@@ -18,7 +18,7 @@ from importlib import import_module
 
 from exporter.errors import Problems, SkepError
 
-FAMILIES = ("agent", "run", "build", "images", "plan", "version")
+FAMILIES = ("agent", "status", "run", "build", "images", "plan", "dashboard", "version")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

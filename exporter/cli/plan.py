@@ -34,10 +34,23 @@ def register(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         description="Show every metric, label, bucket and event of an image, and its maps' memory. Loads nothing and "
         "needs no privilege; an image that is not in the store is pulled.",
     )
+    add_plan_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
+    parser.add_argument(
+        "--cpus",
+        metavar="N",
+        type=int,
+        default=0,
+        help="possible CPUs to estimate memory for (default: this machine's)",
+    )
+    parser.set_defaults(run=_plan)
+
+
+def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
+    """What :func:`planned` reads: which image, and as whose configuration has it."""
     parser.add_argument(
         "reference", metavar="REF", nargs="?", default="", help="image, catalog:NAME, layout or .o file"
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
     parser.add_argument(
         "--config",
         "--config.file",
@@ -48,18 +61,20 @@ def register(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("--image", metavar="NAME", default="", help="which of its images; REF may then be left out")
     parser.add_argument("--architecture", metavar="ARCH", default="", help="instead of this machine's, such as arm64")
-    parser.add_argument(
-        "--cpus",
-        metavar="N",
-        type=int,
-        default=0,
-        help="possible CPUs to estimate memory for (default: this machine's)",
-    )
     parser.add_argument("--store", metavar="DIR", type=Path, help="where images are kept (default: this user's)")
-    parser.set_defaults(run=_plan)
 
 
 def _plan(args: argparse.Namespace) -> int:
+    plan = planned(args, cpus=args.cpus)
+    if args.json:
+        print(json.dumps(plan_json(plan), indent=2, ensure_ascii=False))
+    else:
+        print(plan_text(plan), end="")
+    return 0
+
+
+def planned(args: argparse.Namespace, *, cpus: int = 0) -> Plan:
+    """Plan the image that the arguments of :func:`add_plan_arguments` name, for ``cpus`` or this machine's."""
     config = load(config_files(args.config_file)) if args.config_file else AgentConfig()
     image = _image(args, config)
     reference = parse_reference(image.ref)
@@ -71,18 +86,13 @@ def _plan(args: argparse.Namespace) -> int:
         architecture=args.architecture,
         catalog=catalog_dir() if reference.kind is ReferenceKind.CATALOG else None,
     )
-    plan = make_plan(
+    return make_plan(
         read_object(bundle.object),
         config=image,
         version=bundle.version,
         metadata=bundle.metadata,
-        possible_cpus=args.cpus if args.cpus > 0 else possible_cpus(),
+        possible_cpus=cpus if cpus > 0 else possible_cpus(),
     )
-    if args.json:
-        print(json.dumps(plan_json(plan), indent=2, ensure_ascii=False))
-    else:
-        print(plan_text(plan), end="")
-    return 0
 
 
 def _image(args: argparse.Namespace, config: AgentConfig) -> ImageConfig:
@@ -196,6 +206,10 @@ def _stream(stream: StreamPlan) -> Iterator[str]:
     time = "the record's own time" if stream.time else "the time of reading"
     lost = f"losses counted in map {stream.lost_map}" if stream.lost_map else "losses unknown"
     yield f"    severity {severity}, {time}, {lost}, at most {stream.events_per_s} a second"
+    if stream.sample_one_in > 1:
+        yield f"    one record of {stream.sample_one_in} is exported"
+    if stream.switch:
+        yield f"    made only where it is enabled: sets global {stream.switch}"
     if stream.description:
         yield f"    {stream.description}"
     yield from _labels("attributes", stream.attributes, stream.constant_labels)

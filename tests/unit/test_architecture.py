@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "exporter"
-NATIVE_HOMES = {"_libbpf": "kernel", "_reader": "kernel", "_frame": "collect", "_encode": "export"}
+NATIVE_HOMES = {"_libbpf": "kernel", "_reader": "kernel", "_frame": "collect", "_encode": "export", "_sent": "export"}
 
 
 def imported_names(source: str) -> set[str]:
@@ -42,7 +42,7 @@ def test_import_contracts_hold() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("package", ["image", "bpf", "plan", "kernel", "collect", "export", "agent", "cli"])
+@pytest.mark.parametrize("package", ["image", "bpf", "plan", "kernel", "collect", "export", "agent", "dashboard", "cli"])
 def test_every_package_opens_with_its_preface(package: str) -> None:
     """``__init__.py`` says what the package knows and what it must not know."""
     preface = ast.get_docstring(ast.parse((PACKAGE / package / "__init__.py").read_text()))
