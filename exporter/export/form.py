@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from functools import lru_cache
 
-from exporter.model import Instrument, Kind
+from exporter.model import Instrument, Kind, prometheus_name
 
 from ._encode import Form
 
@@ -41,6 +41,18 @@ def bucket_edge(bound: float) -> str:
         return digits
     mantissa = (whole[-figures + 1 :] + ("" if fraction == "0" else fraction)).rstrip("0")
     return f"{whole[: 1 - figures]}{'.' if mantissa else ''}{mantissa}e+{figures - 1:02}"
+
+
+@lru_cache(maxsize=4096)
+def unit_words(instrument: Instrument) -> str:
+    """Give the words a Prometheus name ends in for this unit: ``seconds``, ``bytes_per_second``, ``ratio``; or "".
+
+    They are what the translation of names adds to a name that has none of them.
+    """
+    if not instrument.unit:
+        return ""
+    kind = Kind.GAUGE if instrument.kind is Kind.GAUGE else Kind.HISTOGRAM  # a counter's would end in _total
+    return prometheus_name("x", kind=kind, unit=instrument.unit).removeprefix("x").removeprefix("_")
 
 
 @lru_cache(maxsize=4096)

@@ -7,10 +7,11 @@ connections and its time limit, never somebody else's scrape:
 - waiting for a request has one limit, receiving its head another, over the whole head;
 - a scrape holds one of ``max_requests`` places only while it is made, not while it is
   sent; answers being sent are bounded in bytes together, and each in time;
-- beyond these bounds the answer is 503, and beyond the number of connections none.
+- when there are as many connections as there may be, the one that has said nothing for longest
+  gives way to a new one; beyond the other bounds the answer is 503.
 
-:meth:`MetricsServer.serve_forever` is called by a thread of the agent. ``wrap`` is
-where TLS goes: it runs in the connection's thread, so a handshake blocks nobody.
+:meth:`MetricsServer.serve_forever` is called by a thread of the agent. A TLS handshake and the check
+of a password run in the connection's thread, so they block nobody (:mod:`.web_access`).
 """
 
 from __future__ import annotations
@@ -24,19 +25,26 @@ import os
 import selectors
 import socket
 import socketserver
+import ssl
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from http import HTTPStatus
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 from exporter.errors import ExportError
 
-from .prometheus import CONTENT_TYPE
+from .listening import handed_over, listen, location, parse_address
+from .negotiation import accepted, accepts_gzip
+from .prometheus import Exposition
+from .web_access import WebAccess, reason
+
+__all__ = ["Handlers", "MetricsServer", "Scrape", "UnknownCollectorError", "parse_address"]
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -48,7 +56,11 @@ _FIRST_TIMEOUT_S = 15.0  # a new connection until it says something
 _HEAD_TIMEOUT_S = 10.0
 _WRITE_TIMEOUT_S = 30.0
 _CONNECTIONS_LIMIT = 512
+_DEADLINE_MARGIN_S = 0.25  # of a scraper's timeout, for the way back; at most a tenth of it
 _SENDING_LIMIT_BYTES = 256 << 20
+# Per line of histograms with three labels (137 bytes), CPU and what is left: level 1 0.27 us and 10.2 B,
+# 6 0.68 us and 9.1 B, 9 1.56 us and 8.0 B. Rendering the line takes 0.014 us.
+_GZIP_LEVEL = 1
 
 
 class UnknownCollectorError(ValueError):
@@ -62,12 +74,15 @@ class Scrape:
     Attributes:
         collect: Only these images, if any are named.
         exclude: All but these; never together with ``collect``.
-        timeout_s: The scraper's own limit, from ``X-Prometheus-Scrape-Timeout-Seconds``.
+        exposition: The format to answer in, one of :attr:`Handlers.expositions`.
+        deadline_s: On the monotonic clock: an answer that is made later comes too late for the
+            scraper, which said so in ``X-Prometheus-Scrape-Timeout-Seconds``; None if it did not.
     """
 
     collect: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    timeout_s: float | None = None
+    exposition: Exposition = Exposition.TEXT_0_0_4
+    deadline_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +94,16 @@ class Handlers:
         healthy: One line of text while the agent works, or raises.
         ready: Whether every required image runs, and one line that says so.
         landing: Title and one sentence of the landing page.
+        expositions: The formats ``metrics`` can give; the text format 0.0.4 must be among them.
+        web_config: Is told what is wrong when the web configuration cannot be used any more, and ""
+            when it was read again and is well.
+        refused: Is told of a connection that ended without a request, TLS not agreed upon: the client and why.
     """
 
     metrics: Callable[[Scrape], bytes]
+    expositions: tuple[Exposition, ...] = (Exposition.TEXT_0_0_4,)
+    web_config: Callable[[str], None] = lambda _problem: None
+    refused: Callable[[str, str], None] = lambda _client, _reason: None
     healthy: Callable[[], str] = lambda: "skep is healthy"
     ready: Callable[[], tuple[bool, str]] = lambda: (True, "skep is ready")
     landing: Callable[[], tuple[str, str]] = lambda: ("skep", "Numbers and events of eBPF programs.")
@@ -97,57 +119,10 @@ class Answer:
     headers: tuple[tuple[str, str], ...] = ()
 
     def packed(self) -> Answer:
-        """The same, compressed; level 1 costs a tenth of level 9."""
-        packer = zlib.compressobj(1, zlib.DEFLATED, 31)
+        """The same, compressed at the level that costs a scrape least."""
+        packer = zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, 31)
         body = packer.compress(self.body) + packer.flush()
-        return replace(
-            self, body=body, headers=(*self.headers, ("Content-Encoding", "gzip"), ("Vary", "Accept-Encoding"))
-        )
-
-
-def parse_address(address: str) -> tuple[str, int]:
-    """Read ``HOST:PORT``, ``[IPV6]:PORT`` or ``:PORT``.
-
-    Returns:
-        Host, ``""`` for every address of the machine, and port.
-
-    Raises:
-        ExportError: it is none of these.
-    """
-    host, colon, port = address.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        colon = ""
-    if not colon or not (port.isascii() and port.isdigit()) or int(port) > 0xFFFF:
-        raise ExportError(
-            f"listen address {address!r}: not HOST:PORT; write ':19435', '127.0.0.1:19435' or '[::1]:19435'",
-            code="web.address",
-        )
-    return host, int(port)
-
-
-def _listen(address: str) -> socket.socket:
-    """Open a listening socket; ``:PORT`` takes IPv6 and IPv4 alike where the machine has both."""
-    host, port = parse_address(address)
-    try:
-        if host in ("", "::") and socket.has_dualstack_ipv6():
-            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=128)
-        flags = socket.AI_PASSIVE | socket.AI_ADDRCONFIG if not host else 0
-        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=flags)
-        # A name like localhost may have both; scrapers are told IPv4 addresses more often.
-        family, *_, sockaddr = min(found, key=lambda each: each[0] != socket.AF_INET)
-        return socket.create_server(sockaddr[:2] if family == socket.AF_INET else sockaddr, family=family, backlog=128)
-    except OSError as cause:
-        if cause.errno == errno.EADDRINUSE:
-            reason = "port is in use; stop what listens there (see `ss -ltnp`) or choose another port"
-        elif cause.errno == errno.EACCES:
-            reason = "permission denied; ports below 1024 need CAP_NET_BIND_SERVICE"
-        elif cause.errno == errno.EADDRNOTAVAIL:
-            reason = "this machine does not have the address"
-        else:
-            reason = cause.strerror or str(cause)
-        raise ExportError(f"listen address {address!r}: {reason}", code="web.listen") from cause
+        return replace(self, body=body, headers=(*self.headers, ("Content-Encoding", "gzip")))
 
 
 class _Gate:
@@ -160,25 +135,46 @@ class _Gate:
         self._sending_bytes = 0
         self._active = 0
         self._connections: dict[socket.socket, socket.socket] = {}
+        self._silent: dict[socket.socket, None] = {}  # those that have asked nothing, the longest first
         self.closing = False
 
-    def admit(self, connection: socket.socket) -> bool:
-        """Count a new connection, unless there are too many."""
+    def admit(self, accepted: socket.socket) -> bool:
+        """Count a new connection; if there are too many, the longest silent one has to go."""
         with self._lock:
-            if len(self._connections) >= _CONNECTIONS_LIMIT or self.closing:
+            if self.closing:
                 return False
-            self._connections[connection] = connection
+            if len(self._connections) >= _CONNECTIONS_LIMIT:
+                longest = next(iter(self._silent), None)
+                if longest is None:
+                    return False
+                del self._silent[longest]
+                _end(self._connections.pop(longest))
+            self._connections[accepted] = accepted
+            self._silent[accepted] = None
             return True
 
     def wrapped(self, accepted: socket.socket, connection: socket.socket) -> None:
-        """Remember what an accepted connection is talked over."""
+        """Remember what an accepted connection is talked over.
+
+        Raises:
+            ConnectionAbortedError: it had to go meanwhile.
+        """
         with self._lock:
+            if accepted not in self._connections:
+                raise ConnectionAbortedError("gave way to a newer connection")
             self._connections[accepted] = connection
+
+    def waits(self, accepted: socket.socket) -> None:
+        """Mark a connection that has no request under way."""
+        with self._lock:
+            if accepted in self._connections:
+                self._silent[accepted] = None
 
     def dismiss(self, accepted: socket.socket) -> None:
         """Forget a connection that has ended."""
         with self._lock:
             self._connections.pop(accepted, None)
+            self._silent.pop(accepted, None)
 
     @contextmanager
     def scrape(self) -> Iterator[bool]:
@@ -205,10 +201,11 @@ class _Gate:
                 self._sending_bytes -= size if admitted else 0
 
     @contextmanager
-    def request(self) -> Iterator[None]:
-        """Mark a request that has begun and not been answered."""
+    def request(self, accepted: socket.socket) -> Iterator[None]:
+        """Mark a request that has been received and not been answered."""
         with self._lock:
             self._active += 1
+            self._silent.pop(accepted, None)
         try:
             yield
         finally:
@@ -222,8 +219,13 @@ class _Gate:
             self.closing = True
             self._lock.wait_for(lambda: not self._active, grace_s)
             for connection in self._connections.values():
-                with suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
+                _end(connection)
+
+
+def _end(connection: socket.socket) -> None:
+    """Wake whoever reads or writes there; not by TLS's own method, which would go on in the clear."""
+    with suppress(OSError):
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
 
 class _PatientReader(io.RawIOBase):
@@ -255,27 +257,43 @@ class _Connection(http.server.BaseHTTPRequestHandler):
     """One client, one request after the other."""
 
     protocol_version = "HTTP/1.1"
-    server_version = "skep"
-    sys_version = ""
     error_message_format = "%(code)d %(message)s\n"
     error_content_type = "text/plain; charset=utf-8"
     server: _Listener
 
-    disable_nagle_algorithm = True
-
     def setup(self) -> None:
-        accepted = self.request
-        self.request.settimeout(_HEAD_TIMEOUT_S)
-        self.request = self.server.owner.wrap(accepted)
-        self.server.owner.gate.wrapped(accepted, self.request)
+        owner, accepted = self.server.owner, self.request
+        self._accepted: socket.socket = accepted
+        self._context: ssl.SSLContext | None = None
+        accepted.settimeout(_HEAD_TIMEOUT_S)
+        if accepted.family in (socket.AF_INET, socket.AF_INET6):
+            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+        if owner.access is not None and owner.access.is_secure:
+            self.request = self._secured(owner.access, accepted)
+            self._context = self.request.context
+        else:
+            self.request = owner.wrap(accepted)
+            owner.gate.wrapped(accepted, self.request)
         super().setup()
         self.rfile.close()
         self._reader = _PatientReader(self.connection)
         self.rfile = io.BufferedReader(self._reader, 8192)
         self._first = True
 
+    def _secured(self, access: WebAccess, accepted: socket.socket) -> ssl.SSLSocket:
+        try:
+            return access.secure(accepted, lambda connection: self.server.owner.gate.wrapped(accepted, connection))
+        except OSError as error:
+            self.server.owner.told_refused(str(self.client_address[0]), reason(error))
+            raise
+
     def finish(self) -> None:
         super().finish()
+        if self._context is not None:
+            # Say goodbye without waiting for the other side's.
+            with suppress(OSError, ValueError):
+                self.connection.settimeout(0)
+                self.request.unwrap()
         self.server.shutdown_request(self.request)
 
     def handle_one_request(self) -> None:
@@ -283,6 +301,7 @@ class _Connection(http.server.BaseHTTPRequestHandler):
         self._reader.received = False
         self._reader.deadline = time.monotonic() + (_FIRST_TIMEOUT_S if self._first else _IDLE_TIMEOUT_S)
         self._first = False
+        self.server.owner.gate.waits(self._accepted)
         try:
             super().handle_one_request()
         except OSError as error:  # gone, too slow, or our own shutdown; nobody is there to be told
@@ -302,11 +321,49 @@ class _Connection(http.server.BaseHTTPRequestHandler):
             # A body nobody reads would be taken for the next request.
             self.close_connection = True
         owner = self.server.owner
-        with owner.gate.request():
-            packed = _accepts_gzip(self.headers.get("Accept-Encoding", ""))
-            answer = owner.answer(self.path, timeout_s=self._scrape_timeout_s(), packed=packed)
+        deadline_s = self._deadline_s()
+        if self._outdated():
+            return
+        with owner.gate.request(self._accepted):
+            answer = self._refusal() or owner.answer(
+                self.path,
+                accept=",".join(self.headers.get_all("Accept", ())),
+                deadline_s=deadline_s,
+                packed=accepts_gzip(",".join(self.headers.get_all("Accept-Encoding", ()))),
+            )
             with owner.gate.sending(len(answer.body)) as admitted:
                 self._send(answer if admitted else _BUSY, with_body=with_body)
+
+    def _outdated(self) -> bool:
+        """Whether the client has to prove itself anew: whom we ask about it is another since it connected.
+
+        Then the connection ends without an answer, which every client of kept connections takes as
+        a reason to connect again. If only our own certificate is another, it ends with the answer.
+        """
+        access = self.server.owner.access
+        if self._context is None or access is None or self._context is access.context:
+            return False
+        self.close_connection = True
+        return self._context.verify_mode is not ssl.CERT_NONE
+
+    def _refusal(self) -> Answer | None:
+        """What a client gets that may not ask."""
+        access = self.server.owner.access
+        if access is None:
+            return None
+        refusal = access.refusal(self.headers.get("Authorization"))
+        if refusal is None:
+            return None
+        return Answer(refusal.status, refusal.text.encode() + b"\n", headers=refusal.headers)
+
+    def version_string(self) -> str:
+        return "skep"
+
+    def end_headers(self) -> None:
+        access = self.server.owner.access
+        for name, value in access.headers if access is not None else ():
+            self.send_header(name, value)
+        super().end_headers()
 
     def _send(self, answer: Answer, *, with_body: bool = True) -> None:
         self.send_response(answer.status)
@@ -322,12 +379,14 @@ class _Connection(http.server.BaseHTTPRequestHandler):
         if with_body:
             self.wfile.write(answer.body)
 
-    def _scrape_timeout_s(self) -> float | None:
+    def _deadline_s(self) -> float | None:
         try:
-            seconds = float(self.headers.get("X-Prometheus-Scrape-Timeout-Seconds", ""))
+            timeout_s = float(self.headers.get("X-Prometheus-Scrape-Timeout-Seconds", ""))
         except ValueError:
             return None
-        return seconds if 0 < seconds < 86400 else None
+        if not 0 < timeout_s < 86400:
+            return None
+        return time.monotonic() + timeout_s - min(_DEADLINE_MARGIN_S, timeout_s / 10)
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
         # Whatever other method a client sends is known and not allowed.
@@ -337,19 +396,13 @@ class _Connection(http.server.BaseHTTPRequestHandler):
 
     def _method_not_allowed(self) -> None:
         self.close_connection = True
-        self._send(Answer(HTTPStatus.METHOD_NOT_ALLOWED, b"only GET and HEAD\n", headers=(("Allow", "GET, HEAD"),)))
+        if self._outdated():
+            return
+        with self.server.owner.gate.request(self._accepted):
+            self._send(self._refusal() or _NOT_ALLOWED)
 
     def log_message(self, format: str, *args: object) -> None:
         _log.debug("%s " + format, self.client_address[0], *args)
-
-
-def _accepts_gzip(accepted: str) -> bool:
-    for coding in accepted.split(","):
-        name, _, parameters = coding.partition(";")
-        if name.strip().lower() in ("gzip", "x-gzip", "*"):
-            weight = parameters.replace(" ", "").lower().removeprefix("q=")
-            return weight.strip("0.") != "" if parameters else True
-    return False
 
 
 class _Listener(socketserver.ThreadingMixIn, socketserver.TCPServer):
@@ -365,7 +418,9 @@ class _Listener(socketserver.ThreadingMixIn, socketserver.TCPServer):
 
     def get_request(self) -> tuple[socket.socket, Any]:
         try:
-            return self.socket.accept()
+            accepted, address = self.socket.accept()
+            # A Unix socket's client has no address.
+            return accepted, address if isinstance(address, tuple) else (address or "local", 0)
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                 time.sleep(0.1)  # the connection stays in the queue: do not spin on it
@@ -391,11 +446,15 @@ class _Listener(socketserver.ThreadingMixIn, socketserver.TCPServer):
         _log.debug("connection of %s failed", client_address[0], exc_info=True)
 
 
+_VARY = (("Vary", "Accept, Accept-Encoding"),)
 _BUSY = Answer(
     HTTPStatus.SERVICE_UNAVAILABLE,
     b"limit of concurrent requests is reached, try again later\n",
     headers=(("Retry-After", "1"),),
 )
+
+
+_NOT_ALLOWED = Answer(HTTPStatus.METHOD_NOT_ALLOWED, b"only GET and HEAD\n", headers=(("Allow", "GET, HEAD"),))
 
 
 class MetricsServer:
@@ -406,10 +465,14 @@ class MetricsServer:
         handlers: What to answer.
         telemetry_path: Where metrics are; the landing page is at ``/`` if that is elsewhere.
         max_requests: Scrapes made at the same time; more get 503; 0 is no limit.
-        wrap: Turns an accepted connection into the one to talk over, in its own thread.
+        wrap: Turns an accepted connection into the one to talk over, in its own thread; without ``web_config``.
+        web_config: File that says who may ask, and how (:mod:`.web_access`).
+        descriptors: What systemd passed to this process; its listening sockets are served instead of
+            ``addresses``, and the others left alone.
 
     Raises:
         ExportError: an address cannot be listened on; none is then.
+        ConfigError, Problems: the web configuration cannot be used.
     """
 
     def __init__(
@@ -420,9 +483,12 @@ class MetricsServer:
         telemetry_path: str = "/metrics",
         max_requests: int = 40,
         wrap: Callable[[socket.socket], socket.socket] = lambda connection: connection,
+        web_config: Path | None = None,
+        descriptors: Iterable[int] | None = None,
     ) -> None:
         if not telemetry_path.startswith("/"):
             raise ExportError(f"telemetry path is {telemetry_path!r}; must begin with '/'", code="web.path")
+        self.access = WebAccess(web_config, handlers.web_config) if web_config is not None else None
         self.gate = _Gate(max_requests)
         self.wrap = wrap
         self._handlers = handlers
@@ -433,16 +499,30 @@ class MetricsServer:
         self._serving = False
         self._listeners: list[_Listener] = []
         try:
-            for address in addresses:
-                self._listeners.append(_Listener(self, _listen(address)))
+            if descriptors is not None:
+                self._listeners += [_Listener(self, listening) for listening in handed_over(descriptors)]
+            else:
+                for address in addresses:
+                    self._listeners.append(_Listener(self, listen(address)))
         except ExportError:
             self.close(grace_s=0)
             raise
 
     @property
     def ports(self) -> tuple[int, ...]:
-        """The port of each address, in order."""
-        return tuple(listener.socket.getsockname()[1] for listener in self._listeners)
+        """The port of each address, in order; what is no IP address has none."""
+        return tuple(
+            each.socket.getsockname()[1]
+            for each in self._listeners
+            if each.socket.family in (socket.AF_INET, socket.AF_INET6)
+        )
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Where metrics are, as this machine can ask for them."""
+        scheme = "https" if self.access is not None and self.access.is_secure else "http"
+        places = [location(listener.socket) for listener in self._listeners]
+        return tuple(f"{scheme}:{each}{self._path}" if each.startswith("//") else each for each in places)
 
     def serve_forever(self) -> None:
         """Accept connections until :meth:`close`."""
@@ -478,7 +558,12 @@ class MetricsServer:
         os.close(self._wake_reader)
         os.close(self._wake_writer)
 
-    def answer(self, target: str, *, timeout_s: float | None = None, packed: bool = False) -> Answer:
+    def told_refused(self, client: str, reason: str) -> None:
+        """Pass on that a connection ended before it could ask."""
+        if not self.gate.closing:
+            self._handlers.refused(client, reason)
+
+    def answer(self, target: str, *, accept: str = "", deadline_s: float | None = None, packed: bool = False) -> Answer:
         """Answer a GET; never raises: a fault of a handler is logged and is a 500."""
         try:
             url = urlsplit(target)
@@ -487,7 +572,7 @@ class MetricsServer:
             return Answer(HTTPStatus.BAD_REQUEST, b"not a URL\n")
         try:
             if url.path == self._path:
-                return self._metrics(asked, timeout_s, packed)
+                return self._metrics(asked, accept, deadline_s, packed)
             if url.path == "/-/healthy":
                 return Answer(HTTPStatus.OK, self._handlers.healthy().encode() + b"\n")
             if url.path == "/-/ready":
@@ -500,18 +585,21 @@ class MetricsServer:
             return Answer(HTTPStatus.INTERNAL_SERVER_ERROR, b"internal error; see the log of skep\n")
         return Answer(HTTPStatus.NOT_FOUND, b"not found\n")
 
-    def _metrics(self, asked: Mapping[str, Sequence[str]], timeout_s: float | None, packed: bool) -> Answer:
+    def _metrics(
+        self, asked: Mapping[str, Sequence[str]], accept: str, deadline_s: float | None, packed: bool
+    ) -> Answer:
         collect, exclude = tuple(asked.get("collect[]", ())), tuple(asked.get("exclude[]", ()))
         if collect and exclude:
             return Answer(HTTPStatus.BAD_REQUEST, b"collect[] and exclude[] cannot be used together\n")
         with self.gate.scrape() as admitted:
             if not admitted:
                 return _BUSY
+            form = accepted(accept, self._handlers.expositions)
             try:
-                body = self._handlers.metrics(Scrape(collect, exclude, timeout_s))
+                body = self._handlers.metrics(Scrape(collect, exclude, form.exposition, deadline_s))
             except UnknownCollectorError as error:
                 return Answer(HTTPStatus.BAD_REQUEST, f"{error}\n".encode())
-            answer = Answer(HTTPStatus.OK, body, CONTENT_TYPE)
+            answer = Answer(HTTPStatus.OK, body, form.content_type, _VARY)
             return answer.packed() if packed else answer
 
     def _landing(self) -> Answer:

@@ -8,11 +8,14 @@ from decimal import Decimal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
 
 from exporter.export import _encode, prometheus
 from exporter.export.form import compiled
-from exporter.model import CellType, Scale, Scope
+from exporter.export.prometheus import Exposition, registry_text
+from exporter.model import CellType, Instrument, Scale, Scope
 from tests.support.export_twins import prometheus_text
 from tests.support.frame_literals import FrameLiteral, SeriesLiteral, counter, gauge, histogram, snapshot
 from tests.support.frame_strategies import BOUNDS, frames, label_value, patient
@@ -173,6 +176,154 @@ def test_longest_numbers_fit() -> None:
     row = SeriesLiteral((), (most, -(1 << 63), -2.2250738585072014e-308, most, 0, most))
     frame = FrameLiteral(wide, [row] * 100)
     assert prometheus.render(snapshot(frame)) == prometheus_text([frame])
+
+
+# ---- OpenMetrics and text 1.0.0 ----
+
+
+def openmetrics(*frames: FrameLiteral, own: bytes = b"") -> str:
+    """The scrape of some frames, as OpenMetrics."""
+    return prometheus.render(snapshot(*frames), own, Exposition.OPENMETRICS_1_0_0).decode()
+
+
+def samples(text: str) -> list[str]:
+    """The lines that are no comment."""
+    return [line for line in text.splitlines() if not line.startswith("#")]
+
+
+@patient
+@given(st.lists(st.sampled_from(["one", "two"]).flatmap(frames), max_size=3))
+def test_samples_are_the_same_bytes_in_every_format(drawn: list[FrameLiteral]) -> None:
+    """A scraper that changes its mind about the format goes on with the same series; headers and the end differ."""
+    plain = prometheus.render(snapshot(*drawn))
+    assert prometheus.render(snapshot(*drawn), b"", Exposition.TEXT_1_0_0) == plain
+    text = openmetrics(*drawn)
+    assert samples(text) == samples(plain.decode())
+    assert text.count("# TYPE ") == plain.count(b"# TYPE ")
+    assert text.endswith("# EOF\n")
+    assert text.count("# EOF") == 1
+
+
+def test_openmetrics_names_a_counters_family_without_total_and_says_its_unit() -> None:
+    """As the standard has it: TYPE, HELP and UNIT are of the family, samples have the suffix."""
+    instruments = [
+        counter("ebpf.io", prometheus_name="ebpf_io_bytes_total", unit="By", description='Says "x".\n'),
+        gauge("ebpf.free", prometheus_name="ebpf_free_ratio", unit="1", first_cell=1, description=""),
+        histogram(
+            "ebpf.wait", prometheus_name="ebpf_wait_seconds", unit="s", first_cell=2, has_sum=True, bounds=(1.0,)
+        ),
+    ]
+    frame = FrameLiteral(instruments, [SeriesLiteral((("a", "x"),), (5, 0, 1, 2, 3))])
+    assert openmetrics(frame) == (
+        '# HELP ebpf_io_bytes Says \\"x\\".\\n\n'
+        "# TYPE ebpf_io_bytes counter\n"
+        "# UNIT ebpf_io_bytes bytes\n"
+        'ebpf_io_bytes_total{a="x"} 5\n'
+        "# TYPE ebpf_free_ratio gauge\n"
+        "# UNIT ebpf_free_ratio ratio\n"
+        'ebpf_free_ratio{a="x"} 0\n'
+        "# HELP ebpf_wait_seconds Latency.\n"
+        "# TYPE ebpf_wait_seconds histogram\n"
+        "# UNIT ebpf_wait_seconds seconds\n"
+        'ebpf_wait_seconds_bucket{a="x",le="1.0"} 1\n'
+        'ebpf_wait_seconds_bucket{a="x",le="+Inf"} 3\n'
+        'ebpf_wait_seconds_sum{a="x"} 3\n'
+        'ebpf_wait_seconds_count{a="x"} 3\n'
+        "# EOF\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "unit"),
+    [("ebpf_bytes_read_total", "By"), ("ebpf_calls_total", "{call}"), ("ebpf_renamed", "s"), ("ebpfbytes_total", "By")],
+)
+def test_unit_that_does_not_end_the_name_is_not_said(name: str, unit: str) -> None:
+    """A scraper refuses the whole scrape over a UNIT that is no suffix."""
+    frame = FrameLiteral([counter(prometheus_name=name, unit=unit)], [SeriesLiteral((), (1,))])
+    assert "# UNIT" not in openmetrics(frame)
+
+
+def test_counter_whose_family_cannot_have_its_name_is_unknown_and_keeps_its_series() -> None:
+    """Renamed without ``_total``, or beside a gauge of the family's name: nothing is lost, no name clashes."""
+    frame = FrameLiteral(
+        [
+            counter("a", prometheus_name="ebpf_renamed"),
+            counter("b", prometheus_name="ebpf_x_total", first_cell=1),
+            gauge("c", prometheus_name="ebpf_x", first_cell=2),
+            counter("d", prometheus_name="ebpf_y_total", first_cell=3),
+            gauge("e", prometheus_name="ebpf_y_created", first_cell=4),
+        ],
+        [SeriesLiteral((), (1, 2, 3, 4, 5))],
+    )
+    text = openmetrics(frame)
+    assert samples(text) == samples(render(frame))
+    types = {family.name: family.type for family in openmetrics_families(text)}
+    assert types == {
+        "ebpf_renamed": "unknown",
+        "ebpf_x_total": "unknown",
+        "ebpf_x": "gauge",
+        "ebpf_y_total": "unknown",
+        "ebpf_y_created": "gauge",
+    }
+
+
+def own_registry() -> CollectorRegistry:
+    """Metrics such as the agent has of itself."""
+    registry = CollectorRegistry()
+    Counter("skep_events", "Events.", ["image"], registry=registry).labels("dns").inc(3)
+    Gauge("skep_build_info", "Build.", registry=registry).set(1)
+    Histogram("skep_wait_seconds", 'With "quotes".', registry=registry).observe(1)
+    Info("skep_thing", "Thing.", registry=registry).info({"version": "1"})
+    return registry
+
+
+@pytest.mark.parametrize("exposition", list(Exposition))
+def test_own_metrics_end_the_scrape_in_the_same_format(exposition: Exposition) -> None:
+    """One set of families, each once; OpenMetrics has its end once, behind both parts."""
+    own = registry_text(own_registry(), exposition)
+    frame = FrameLiteral([counter()], [SeriesLiteral((), (1,))])
+    text = prometheus.render(snapshot(frame), own, exposition).decode()
+    families = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE ")]
+    assert len(families) == len(set(families))
+    if exposition.is_openmetrics:
+        assert text.endswith("# EOF\n")
+        assert text.count("# EOF") == 1
+        types = {family.name: family.type for family in openmetrics_families(text)}
+        assert types["skep_events"] == types["ebpf_things"] == "counter"
+    else:
+        assert "# EOF" not in text
+        types = {family.name: family.type for family in text_string_to_metric_families(text)}
+        assert types["skep_events"] == types["ebpf_things"] == "counter"
+
+
+@pytest.mark.parametrize("name", ["skep_events_total", "skep_events", "skep_build_info", "skep_wait_seconds_count"])
+def test_conflict_with_the_agents_own_is_one_in_every_format(name: str) -> None:
+    """A metric is never there or not by what the scraper asked for."""
+    frame = FrameLiteral([gauge(prometheus_name=name)], [SeriesLiteral((), (1,))])
+    for exposition in Exposition:
+        own = registry_text(own_registry(), exposition)
+        assert [each.name for each in prometheus.conflicts([frame], own)] == [name]
+        assert prometheus.render(snapshot(frame), own, exposition) == own
+
+
+@patient
+@given(
+    st.lists(st.tuples(label_value, st.integers(0, (1 << 53) - 1)), min_size=1, max_size=5, unique_by=lambda r: r[0])
+)
+def test_openmetrics_parser_reads_back_labels_and_numbers(rows: list[tuple[str, int]]) -> None:
+    """prometheus-client's parser of the standard finds counters and histograms as they went in."""
+    instruments: list[Instrument] = [counter(), histogram(bounds=BOUNDS, has_sum=True, first_cell=1)]
+    cells = [(cell, 1, 2, 3, 4, 5, 6, 7) for _, cell in rows]
+    frame = FrameLiteral(
+        instruments,
+        [SeriesLiteral((("value", text),), cell) for (text, _), cell in zip(rows, cells, strict=True)],
+    )
+    things, waits = openmetrics_families(openmetrics(frame))
+    assert [(each.labels["value"], each.value) for each in things.samples] == [
+        (text, float(cell)) for text, cell in rows
+    ]
+    counts = [each.value for each in waits.samples if each.name.endswith("_count")]
+    assert counts == [21.0] * len(rows)
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")

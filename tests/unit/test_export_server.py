@@ -8,11 +8,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 
 import pytest
 
 from exporter.errors import ExportError
 from exporter.export import server as module
+from exporter.export.prometheus import Exposition
 from exporter.export.server import Handlers, MetricsServer, Scrape, UnknownCollectorError, parse_address
 
 TEXT = b"# TYPE ebpf_x gauge\nebpf_x 1\n" * 100
@@ -81,6 +83,23 @@ def test_body_is_gzipped_only_when_asked(accepted: str, packed: bool) -> None:
     assert response.headers["Content-Length"] == str(len(body))
 
 
+def test_handler_is_told_the_format_that_the_client_gets() -> None:
+    """The content type is the format's; one the handler does not offer is never asked of it."""
+    seen: list[Exposition] = []
+
+    def metrics(scrape: Scrape) -> bytes:
+        seen.append(scrape.exposition)
+        return b""
+
+    wish = {"Accept": "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"}
+    for offered in (tuple(Exposition), (Exposition.TEXT_0_0_4,)):
+        with running(Handlers(metrics=metrics, expositions=offered)) as serving:
+            response, _ = ask(serving, **wish)
+        assert response.headers["Content-Type"] == seen[-1].content_type
+        assert response.headers["Vary"] == "Accept, Accept-Encoding"
+    assert seen == [Exposition.OPENMETRICS_1_0_0, Exposition.TEXT_0_0_4]
+
+
 def test_head_has_the_headers_without_the_body() -> None:
     """As GET says, but nothing follows, and the connection goes on."""
     with running() as serving, closing(http.client.HTTPConnection("127.0.0.1", serving.ports[0], timeout=5)) as client:
@@ -132,8 +151,8 @@ def test_readiness_and_health_are_the_agents_word() -> None:
     assert (after[0].status, healthy[0].status) == (200, 200)
 
 
-def test_scrape_filter_and_timeout_reach_the_handler() -> None:
-    """``collect[]`` repeats, and is what the user typed, percent-decoded."""
+def test_scrape_filter_and_deadline_reach_the_handler() -> None:
+    """``collect[]`` repeats, percent-decoded; the deadline is a little before the scraper's own, or there is none."""
     seen: list[Scrape] = []
 
     def metrics(scrape: Scrape) -> bytes:
@@ -142,9 +161,16 @@ def test_scrape_filter_and_timeout_reach_the_handler() -> None:
 
     with running(Handlers(metrics=metrics)) as serving:
         ask(serving, "/metrics?collect[]=dns&collect%5B%5D=b%20c&other=1")
-        ask(serving, "/metrics?exclude[]=dns", **{"X-Prometheus-Scrape-Timeout-Seconds": "9.5"})
+        ask(serving, "/metrics?exclude[]=dns")
+        begin = time.monotonic()
+        ask(serving, "/metrics", **{"X-Prometheus-Scrape-Timeout-Seconds": "9.5"})
+        ask(serving, "/metrics", **{"X-Prometheus-Scrape-Timeout-Seconds": "1"})
         ask(serving, "/metrics", **{"X-Prometheus-Scrape-Timeout-Seconds": "nan"})
-    assert seen == [Scrape(collect=("dns", "b c")), Scrape(exclude=("dns",), timeout_s=9.5), Scrape()]
+    filters = [(scrape.collect, scrape.exclude) for scrape in seen]
+    assert filters == [(("dns", "b c"), ()), ((), ("dns",)), ((), ()), ((), ()), ((), ())]
+    deadlines = [scrape.deadline_s - begin for scrape in seen if scrape.deadline_s is not None]
+    assert deadlines == [pytest.approx(9.25, abs=0.2), pytest.approx(0.9, abs=0.2)]
+    assert seen[4].deadline_s is None
 
 
 def test_filter_that_cannot_be_is_a_bad_request() -> None:
@@ -319,18 +345,42 @@ def test_scrapes_beyond_the_limit_are_turned_away() -> None:
         assert ask(serving)[0].status == 200
 
 
-def test_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One more than there may be is closed; when one leaves there is room again."""
+def test_longest_silent_connection_gives_way_to_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many connect and say nothing, the next scrape is answered; connections stay bounded."""
     monkeypatch.setattr(module, "_CONNECTIONS_LIMIT", 3)
     with running() as serving:
-        first, *others = [raw(serving) for _ in range(3)]
+        first, second, third = [raw(serving) for _ in range(3)]
         wait_until(lambda: len(serving.gate._connections) == 3)
+        second.sendall(b"GET /-/ready HTTP/1.1\r\n\r\n")  # has spoken last, so it goes last
+        assert second.recv(15) == b"HTTP/1.1 200 OK"
+        assert ask(serving)[1] == TEXT
+        assert first.recv(1) == b""
+        assert len(serving.gate._connections) <= 3
+        with raw(serving), raw(serving):
+            assert third.recv(1) == b""
+        for client in (first, second, third):
+            client.close()
+
+
+def test_connection_is_turned_away_when_every_other_is_being_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that was received is never given up for a new connection."""
+    monkeypatch.setattr(module, "_CONNECTIONS_LIMIT", 2)
+    begun, go_on = threading.Semaphore(0), threading.Event()
+
+    def metrics(_: Scrape) -> bytes:
+        begun.release()
+        assert go_on.wait(10)
+        return TEXT
+
+    with running(Handlers(metrics=metrics)) as serving:
+        clients = [raw(serving, b"GET /metrics HTTP/1.1\r\n\r\n") for _ in range(2)]
+        for _ in clients:
+            assert begun.acquire(timeout=5)
         with raw(serving) as extra:
             assert extra.recv(1) == b""
-        first.close()
-        wait_until(lambda: len(serving.gate._connections) == 2)
-        assert ask(serving)[1] == TEXT
-        for client in others:
+        go_on.set()
+        for client in clients:
+            assert client.recv(15) == b"HTTP/1.1 200 OK"
             client.close()
 
 
@@ -381,6 +431,12 @@ def test_address_is_host_and_port(address: str, parsed: tuple[str, int]) -> None
     assert parse_address(address) == parsed
 
 
+def test_vsock_address_is_refused_by_name() -> None:
+    """Other exporters take it."""
+    with pytest.raises(ExportError, match="vsock is not supported; write ':19435'"):
+        parse_address("vsock://:19435")
+
+
 @pytest.mark.parametrize(
     "address", ["", "19435", "host", "host:", "host:port", "host:65536", "::1:9", "[::1]", "host:-1", "host:1٣"]
 )
@@ -401,6 +457,43 @@ def test_several_addresses_of_both_families_are_served() -> None:
             with closing(http.client.HTTPConnection(host, port, timeout=5)) as client:
                 client.request("GET", "/metrics")
                 assert client.getresponse().read() == TEXT
+
+
+def test_urls_are_what_this_machine_can_ask_for() -> None:
+    """Every address is told as loopback, IPv6 in brackets."""
+    with running(addresses=(":0", LOOPBACK), telemetry_path="/m") as serving:
+        every, loopback = serving.ports
+        assert serving.urls[1] == f"http://127.0.0.1:{loopback}/m"
+        assert serving.urls[0] in (f"http://[::1]:{every}/m", f"http://127.0.0.1:{every}/m")
+
+
+def test_sockets_that_systemd_listens_on_are_taken_and_other_descriptors_left(tmp_path: Path) -> None:
+    """A TCP and a Unix socket are served; a socket that does not listen and a file are not touched."""
+    path = str(tmp_path / "web.sock")
+    tcp, unix = socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_UNIX)
+    unix.bind(path)
+    unix.listen()
+    port = tcp.getsockname()[1]
+    with socket.socket() as idle, (tmp_path / "file").open("wb") as file:
+        passed = [tcp.detach(), idle.fileno(), file.fileno(), unix.detach()]
+        with running(addresses=("127.0.0.1:1",), descriptors=passed) as serving:
+            assert serving.urls == (f"http://127.0.0.1:{port}/metrics", f"unix:{path}")
+            assert serving.ports == (port,)
+            for family, where in ((socket.AF_INET, ("127.0.0.1", port)), (socket.AF_UNIX, path)):
+                with socket.socket(family) as client:
+                    client.settimeout(5)
+                    client.connect(where)
+                    client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+                    with closing(client.makefile("rb")) as stream:
+                        assert stream.read().endswith(b"\r\n\r\n" + TEXT)
+        idle.getsockname()
+        file.write(b"still open")
+
+
+def test_systemd_sockets_without_any_is_one_clear_error(tmp_path: Path) -> None:
+    """The flag is there, the socket unit is not."""
+    with (tmp_path / "file").open("wb") as file, pytest.raises(ExportError, match="handed over no listening stream"):
+        MetricsServer([], Handlers(metrics=lambda _: b""), descriptors=[file.fileno()])
 
 
 def test_port_in_use_is_one_clear_error_and_leaves_nothing_open() -> None:
