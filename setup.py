@@ -8,6 +8,7 @@ read from the repository in a checkout and from ``exporter/share`` once installe
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 from Cython.Build import cythonize
@@ -45,6 +46,9 @@ class BuildWithShare(build_py):
         super().run()
         if self.editable_mode:
             return
+        # Does nothing where the objects are newer than their sources, as in a source archive.
+        catalog = [sys.executable, "-m", "exporter.cli.build", "--catalog", "configs/catalog", "build/catalog"]
+        subprocess.run(catalog, cwd=ROOT, check=True)
         share = Path(self.build_lib) / "exporter" / "share"
         for name, source in SHARED.items():
             target = share / name
@@ -77,6 +81,7 @@ def extensions() -> list[Extension]:
         extension("exporter.kernel._reader", "_reader.pyx", "rows.c", "ring.c"),
         extension("exporter.collect._frame", "_frame.pyx", "frame.c", "labels.c", "records.c"),
         extension("exporter.export._encode", "_encode.pyx", "encode.c"),
+        extension("exporter.export._sent", "_sent.pyx", "sent.c"),
     ]
 
 
