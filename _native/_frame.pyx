@@ -146,6 +146,7 @@ cdef extern from "stream.h" nogil:
         skep_span event_name
         skep_span json_name
         uint64_t events_per_s
+        uint64_t sample_one_in
         uint8_t enabled
         skep_resolve_fn resolve
         void *resolve_context
@@ -155,6 +156,7 @@ cdef extern from "stream.h" nogil:
         uint64_t failed
         uint64_t dropped_rate
         uint64_t dropped_disabled
+        uint64_t dropped_sample
     struct skep_stream:
         pass
     skep_stream *skep_stream_new(const skep_stream_config *config)
@@ -427,7 +429,7 @@ cdef class Stream:
     cdef Resolver resolver
 
     def __cinit__(self, *, labels, ask, resolvers, record_size, time, severity, event_name, json_name, events_per_s,
-                  enabled):
+                  sample_one_in, enabled):
         cdef skep_stream_config config
         memset(&config, 0, sizeof(config))
         self.resolver = Resolver(ask, resolvers)
@@ -438,6 +440,7 @@ cdef class Stream:
         config.event_name = span(event_name)
         config.json_name = span(json_name)
         config.events_per_s = events_per_s
+        config.sample_one_in = sample_one_in
         config.enabled = enabled
         config.resolve = resolve
         config.resolve_context = <void *>self.resolver
@@ -454,7 +457,7 @@ cdef class Stream:
         skep_stream_free(self.stream)
 
     def decode(self, records, uint64_t now_ns, int64_t realtime_minus_monotonic_ns, bint otlp, bint json):
-        """``(received, exported, failed, dropped by rate, dropped as disabled, OTLP bytes, JSON bytes)``."""
+        """``(received, exported, failed, dropped by rate, as disabled, by sampling, OTLP bytes, JSON bytes)``."""
         cdef Py_buffer buffer
         cdef skep_buf otlp_out, json_out
         cdef skep_stream_counts counts
@@ -476,6 +479,7 @@ cdef class Stream:
                 raise ValueError("records are not framed as record.h says")
             return (
                 counts.received, counts.exported, counts.failed, counts.dropped_rate, counts.dropped_disabled,
+                counts.dropped_sample,
                 PyBytes_FromStringAndSize(<const char *>otlp_out.data, <Py_ssize_t>otlp_out.len),
                 PyBytes_FromStringAndSize(<const char *>json_out.data, <Py_ssize_t>json_out.len),
             )

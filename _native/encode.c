@@ -227,12 +227,9 @@ static char *put_cell(char *out, const struct skep_form *form, uint64_t cell)
 	return skep_write_decimal(out, negative ? -cell : cell, negative, form->exp10);
 }
 
-/* Whether a series has a sample of this instrument. */
 static inline int is_shown(const struct skep_form *form, const struct skep_series *series)
 {
-	if (form->kind == SKEP_GAUGE)
-		return (series->flags & (SKEP_SERIES_LIVE | SKEP_SERIES_ROWLESS)) == SKEP_SERIES_LIVE;
-	return series->flags & SKEP_SERIES_LIVE;
+	return skep_series_shows(series, form->kind == SKEP_GAUGE);
 }
 
 static size_t cell_length(const struct skep_form *form, uint64_t cell)
@@ -356,11 +353,16 @@ enum {
 	NUMBER_AS_DOUBLE = 4 << 3 | 1,
 	NUMBER_AS_INT = 6 << 3 | 1,
 	NUMBER_ATTRIBUTES = 7 << 3 | 2,
+	NUMBER_FLAGS = 8 << 3 | 0,
 	HISTOGRAM_COUNT = 4 << 3 | 1,
 	HISTOGRAM_SUM = 5 << 3 | 1,
 	HISTOGRAM_BUCKET_COUNTS = 6 << 3 | 2,
 	HISTOGRAM_ATTRIBUTES = 9 << 3 | 2,
+	HISTOGRAM_FLAGS = 10 << 3 | 0,
 };
+
+#define NO_RECORDED_VALUE 1u /* DATA_POINT_FLAGS_NO_RECORDED_VALUE_MASK */
+#define FLAGS_FIELD 2u
 
 #define FIXED64_FIELD 9u
 
@@ -445,20 +447,20 @@ static const uint8_t *attributes(const struct skep_frame_view *view, const struc
 	return view->arena + series->text + series->labels_len;
 }
 
+/* An ended histogram keeps its shape, all zeros: a reader ends the series of each bucket by it. An ended
+ * number has no value. */
 static uint64_t point_size(const struct skep_form *form, const struct skep_series *series)
 {
-	uint64_t counts;
+	int ended = !!(series->flags & SKEP_SERIES_ENDED);
+	uint64_t size = FIXED64_FIELD + series->attrs_len + (ended ? FLAGS_FIELD : 0), counts;
 
-	switch (form->kind) {
-	case SKEP_GAUGE:
-		return 2 * FIXED64_FIELD + series->attrs_len;
-	case SKEP_HISTOGRAM:
-		counts = 8 * (uint64_t)form->buckets;
-		return 3 * FIXED64_FIELD + (form->has_sum ? FIXED64_FIELD : 0) + 1 + varint_size(counts) + counts +
-		       form->bounds.len + series->attrs_len;
-	default:
-		return 3 * FIXED64_FIELD + series->attrs_len;
-	}
+	if (form->kind != SKEP_GAUGE)
+		size += FIXED64_FIELD;
+	if (form->kind != SKEP_HISTOGRAM)
+		return size + (ended ? 0 : FIXED64_FIELD);
+	counts = 8 * (uint64_t)form->buckets;
+	return size + FIXED64_FIELD + (form->has_sum ? FIXED64_FIELD : 0) + 1 + varint_size(counts) + counts +
+	       form->bounds.len;
 }
 
 int skep_points_fit(const struct skep_frame_view *view, const struct skep_form *form, uint64_t room,
@@ -495,19 +497,20 @@ static uint8_t *put_number(uint8_t *out, const struct skep_form *form, uint64_t 
 	return put_double(out, NUMBER_AS_DOUBLE, cell_double(form, cell));
 }
 
+/* `cells` is NULL for a histogram that ended. */
 static uint8_t *put_buckets(uint8_t *out, const struct skep_form *form, const uint64_t *cells)
 {
 	uint64_t count = 0;
 
-	for (uint32_t i = 0; i < form->buckets; i++)
+	for (uint32_t i = 0; cells && i < form->buckets; i++)
 		count += cells[i];
 	out = put_fixed64(out, HISTOGRAM_COUNT, count);
 	if (form->has_sum)
-		out = put_double(out, HISTOGRAM_SUM, cell_double(form, cells[form->buckets]));
+		out = put_double(out, HISTOGRAM_SUM, cells ? cell_double(form, cells[form->buckets]) : 0);
 	*out++ = HISTOGRAM_BUCKET_COUNTS;
 	out = put_varint(out, 8 * (uint64_t)form->buckets);
 	for (uint32_t i = 0; i < form->buckets; i++)
-		out = put_little64(out, cells[i]);
+		out = put_little64(out, cells ? cells[i] : 0);
 	memcpy(out, form->bounds.data, form->bounds.len);
 	return out + form->bounds.len;
 }
@@ -517,31 +520,38 @@ uint8_t *skep_points_write(const struct skep_frame_view *view, const struct skep
 {
 	for (uint64_t i = run->first; i < run->end; i++) {
 		const struct skep_series *series = &view->series[i];
-		const uint64_t *cells = view->cells + i * view->cells_per_series + form->first_cell;
 		const uint8_t *at = attributes(view, series), *end = at + series->attrs_len;
+		const uint64_t *cells = NULL;
 
 		if (!is_shown(form, series))
 			continue;
+		if (!(series->flags & SKEP_SERIES_ENDED))
+			cells = view->cells + i * view->cells_per_series + form->first_cell;
 		*out++ = DATA_POINTS;
 		out = put_varint(out, point_size(form, series));
 		if (form->kind != SKEP_GAUGE)
 			out = put_fixed64(out, START_TIME, series->start_ns);
 		out = put_fixed64(out, TIME, time_ns);
 		if (form->kind != SKEP_HISTOGRAM) {
-			out = put_number(out, form, *cells);
+			if (cells)
+				out = put_number(out, form, *cells);
 			memcpy(out, at, series->attrs_len);
 			out += series->attrs_len;
-			continue;
-		}
-		out = put_buckets(out, form, cells);
-		/* The frame keeps attributes as a number's field; a histogram's has another tag of the same size. */
-		while (at < end) {
-			const uint8_t *next = field_end(at, end, NUMBER_ATTRIBUTES);
+		} else {
+			out = put_buckets(out, form, cells);
+			/* The frame keeps attributes as a number's field; a histogram's has another tag of the same size. */
+			while (at < end) {
+				const uint8_t *next = field_end(at, end, NUMBER_ATTRIBUTES);
 
-			*out++ = HISTOGRAM_ATTRIBUTES;
-			memcpy(out, at + 1, (size_t)(next - at) - 1);
-			out += next - at - 1;
-			at = next;
+				*out++ = HISTOGRAM_ATTRIBUTES;
+				memcpy(out, at + 1, (size_t)(next - at) - 1);
+				out += next - at - 1;
+				at = next;
+			}
+		}
+		if (!cells) {
+			*out++ = form->kind == SKEP_HISTOGRAM ? HISTOGRAM_FLAGS : NUMBER_FLAGS;
+			*out++ = NO_RECORDED_VALUE;
 		}
 	}
 	return out;

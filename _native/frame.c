@@ -21,6 +21,7 @@
  */
 
 #include "block.h"
+#include "hash.h"
 #include "table.h"
 
 #include <math.h>
@@ -33,7 +34,7 @@
 #define NEVER 0xffffffffu
 
 /* Of skep_series.flags, private: the rest is the number of rows. */
-#define SERIES_USED 0x80u
+#define SERIES_USED SKEP_SERIES_KEPT
 #define SERIES_ROW 0x100u
 
 enum read { READ_U64, READ_U32, READ_U16, READ_U8, READ_BITS, READ_BITS_SIGNED, READ_F32, READ_F64 };
@@ -103,27 +104,9 @@ struct skep_frame {
 
 /* ---- small things ---- */
 
-static uint64_t mix(uint64_t a, uint64_t b)
-{
-	unsigned __int128 product = (unsigned __int128)a * b;
-
-	return (uint64_t)product ^ (uint64_t)(product >> 64);
-}
-
 static uint64_t hash_bytes(const uint8_t *data, size_t len)
 {
-	uint64_t hash = skep_hash_seed ^ (len * 0x9e3779b97f4a7c15u), word;
-
-	for (; len >= 8; data += 8, len -= 8) {
-		memcpy(&word, data, 8);
-		hash = mix(hash ^ word ^ 0xa0761d6478bd642fu, 0xe7037ed1a0b428dbu);
-	}
-	if (len) {
-		word = 0;
-		memcpy(&word, data, len);
-		hash = mix(hash ^ word ^ 0x8ebc6af09c88c6e3u, 0x589965cc75374cc3u);
-	}
-	return mix(hash ^ 0x1d8e4e27c47d124fu, 0xeb44accab455d165u);
+	return skep_hash(skep_hash_seed, data, len);
 }
 
 static int bit(const uint64_t *bits, uint32_t i)

@@ -19,8 +19,17 @@ enum skep_cell_type { SKEP_CELL_U64 = 0, SKEP_CELL_I64 = 1, SKEP_CELL_F64 = 2 };
 /* A series that is not live keeps its place (its row may come back) and is not exported.
  * ROWLESS is only set in frames that have a gauge beside other instruments: the series'
  * row is gone, so its gauges are not exported (their cells are 0) while its counters and
- * histograms still are. Bits not named here belong to the frame. */
-enum { SKEP_SERIES_LIVE = 1u, SKEP_SERIES_OVERFLOW = 2u, SKEP_SERIES_ROWLESS = 4u };
+ * histograms still are. ENDED is set by no frame, but in views that `sent.c` makes: a live series with
+ * it is written as the last of its kind, with the flag that says so and without a value. KEPT
+ * is set in frames where a place is in use: that of a series, live or not, and not a free one.
+ * Bits not named here belong to the frame. */
+enum {
+	SKEP_SERIES_LIVE = 1u,
+	SKEP_SERIES_OVERFLOW = 2u,
+	SKEP_SERIES_ROWLESS = 4u,
+	SKEP_SERIES_ENDED = 8u,
+	SKEP_SERIES_KEPT = 0x80u,
+};
 
 struct skep_series {
 	uint64_t start_ns;   /* CLOCK_REALTIME ns: the count began here */
@@ -30,6 +39,14 @@ struct skep_series {
 	uint32_t changed_s;  /* seconds after the frame's start of the last change, or of its row's leaving */
 	uint32_t flags;
 };
+
+/* Whether a series has a sample of an instrument. */
+static inline int skep_series_shows(const struct skep_series *series, int is_gauge)
+{
+	if (is_gauge)
+		return (series->flags & (SKEP_SERIES_LIVE | SKEP_SERIES_ROWLESS)) == SKEP_SERIES_LIVE;
+	return series->flags & SKEP_SERIES_LIVE;
+}
 
 struct skep_frame_view {
 	uint32_t version;          /* SKEP_FRAME_VERSION */

@@ -15,6 +15,7 @@ struct skep_stream {
 	uint64_t tokens;
 	uint64_t filled_ns;
 	uint64_t cache_ns;
+	uint64_t place; /* of the next good record among the sample_one_in of which the first is let through */
 };
 
 /* A bucket that holds one second's worth; a clock that steps back refills nothing. */
@@ -28,6 +29,15 @@ static void refill(struct skep_stream *stream, uint64_t now_ns)
 		stream->tokens = full;
 	else
 		stream->tokens += elapsed * rate;
+}
+
+/* Whether sampling leaves a record out. Asked before the bucket, which is for what would be exported. */
+static int passed_over(struct skep_stream *stream)
+{
+	uint64_t place = stream->place;
+
+	stream->place = (place + 1) % stream->config.sample_one_in;
+	return place != 0;
 }
 
 static uint8_t *write_fixed64(uint8_t *at, uint8_t tag, uint64_t value)
@@ -151,6 +161,8 @@ int skep_stream_decode(struct skep_stream *stream, const uint8_t *records, size_
 			counts->dropped_disabled++;
 		} else if (header.length < stream->config.record_size) {
 			counts->failed++;
+		} else if (passed_over(stream)) {
+			counts->dropped_sample++;
 		} else if (stream->tokens < EVENT_TOKENS) {
 			counts->dropped_rate++;
 		} else {
@@ -189,6 +201,8 @@ struct skep_stream *skep_stream_new(const struct skep_stream_config *config)
 	stream->config = *config;
 	if (stream->config.events_per_s > MOST_PER_S)
 		stream->config.events_per_s = MOST_PER_S;
+	if (!stream->config.sample_one_in)
+		stream->config.sample_one_in = 1;
 	stream->tokens = stream->config.events_per_s * EVENT_TOKENS;
 	stream->context.resolve = config->resolve;
 	stream->context.resolve_context = config->resolve_context;

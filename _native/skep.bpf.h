@@ -62,6 +62,11 @@
 #define SKEP_SEVERITY(level) SKEP_TAG("severity=" level)
 #define SKEP_LOST(map) SKEP_TAG("lost=" map)
 
+/* Of a ring buffer: the `const volatile bool` that says whether its records are
+ * wanted. skep sets it before load as the configuration enables the event, so
+ * that nobody pays for records that nobody reads. */
+#define SKEP_SWITCH(global) SKEP_TAG("switch=" global)
+
 /* How a slot array, or a slot number in a key, is laid out:
  *	log2_ceil          slot k counts (2^(k-1), 2^k], slot 0 counts 0 and 1
  *	log2_floor         slot k counts [2^k, 2^(k+1)), slot 0 counts 0 too

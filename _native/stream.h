@@ -17,6 +17,7 @@ struct skep_stream_config {
 	struct skep_span event_name; /* LogRecord.event_name, with tag */
 	struct skep_span json_name;  /* ","event":…,"image":…,"attributes":{ */
 	uint64_t events_per_s;
+	uint64_t sample_one_in; /* of so many good records one is exported; 0 and 1: all */
 	uint8_t enabled;
 	skep_resolve_fn resolve;
 	void *resolve_context;
@@ -28,6 +29,7 @@ struct skep_stream_counts {
 	uint64_t failed;
 	uint64_t dropped_rate;
 	uint64_t dropped_disabled;
+	uint64_t dropped_sample;
 };
 
 struct skep_stream;

@@ -57,8 +57,9 @@ class Stream:
         event_name: Span,
         json_name: Span,
         events_per_s: int,
+        sample_one_in: int,
         enabled: bool,
     ) -> None: ...
     def decode(
         self, records: Buffer, now_ns: int, realtime_minus_monotonic_ns: int, otlp: bool, json: bool
-    ) -> tuple[int, int, int, int, int, bytes, bytes]: ...
+    ) -> tuple[int, int, int, int, int, int, bytes, bytes]: ...

@@ -97,8 +97,12 @@ class Frame:
 
     @property
     def scope(self) -> Scope:
-        """The image."""
+        """The image; a frame that lives on under a newer version of it is given that one's."""
         return self._scope
+
+    @scope.setter
+    def scope(self, scope: Scope) -> None:
+        self._scope = scope
 
     @property
     def instruments(self) -> tuple[Instrument, ...]:
@@ -140,6 +144,14 @@ class Frame:
     def finish(self) -> None:
         """All rows were brought: forget those that are gone, hide or remove what expired."""
         self._table.finish()
+
+    def forget_rows(self, now_ns: int) -> None:
+        """Another map takes the place of the one that was read: its rows add to what the series have.
+
+        Without this a row of the new map that is above the old one's last value would count from there.
+        """
+        self.begin(now_ns)
+        self.finish()
 
     @property
     def series(self) -> int:

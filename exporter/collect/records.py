@@ -41,7 +41,8 @@ class LogBatch:
 
     Attributes:
         failed: Records shorter than the declared type.
-        dropped: By reason: ``rate`` above ``events_per_s``, ``disabled`` of a stream that is only drained.
+        dropped: By reason: ``rate`` above ``events_per_s``, ``disabled`` of a stream that is only drained,
+            ``sample`` of one that exports one record of several.
         otlp: ``LogRecord`` messages, each as field 2 of ``ScopeLogs`` with tag and length.
         json: A JSON object per line.
     """
@@ -109,6 +110,7 @@ class RecordDecoder:
             event_name=labels.extra["event_name"],
             json_name=labels.extra["json_name"],
             events_per_s=max(plan.events_per_s, 0),
+            sample_one_in=max(plan.sample_one_in, 1),
             enabled=plan.enabled,
         )
 
@@ -128,10 +130,11 @@ class RecordDecoder:
             ValueError: the framing is damaged.
             Exception: whatever ``resolve`` raised.
         """
-        received, exported, failed, by_rate, disabled, otlp_bytes, json_bytes = self._stream.decode(
+        received, exported, failed, by_rate, disabled, sample, otlp_bytes, json_bytes = self._stream.decode(
             records, now_ns, realtime_minus_monotonic_ns, otlp, json
         )
-        dropped = {reason: n for reason, n in (("rate", by_rate), ("disabled", disabled)) if n}
+        reasons = (("rate", by_rate), ("disabled", disabled), ("sample", sample))
+        dropped = {reason: n for reason, n in reasons if n}
         return LogBatch(received, exported, failed, dropped, otlp_bytes, json_bytes)
 
 

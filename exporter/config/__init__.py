@@ -8,15 +8,18 @@ nothing downstream reads YAML.
 
 from .document import json_schema
 from .load import config_files, default_image_name, load, parse
+from .otlp import OtlpEnvironment, make_otlp_config, settings_from_environment
 from .schema import parse_duration, parse_value
 from .types import (
     AgentConfig,
     AttachConfig,
     EventConfig,
     ImageConfig,
+    JsonEventsConfig,
     Limits,
     MetricConfig,
     OtlpConfig,
+    OtlpSignalConfig,
     RegistryConfig,
     RetryConfig,
     StoreConfig,
@@ -27,9 +30,12 @@ __all__ = [
     "AttachConfig",
     "EventConfig",
     "ImageConfig",
+    "JsonEventsConfig",
     "Limits",
     "MetricConfig",
     "OtlpConfig",
+    "OtlpEnvironment",
+    "OtlpSignalConfig",
     "RegistryConfig",
     "RetryConfig",
     "StoreConfig",
@@ -37,7 +43,9 @@ __all__ = [
     "default_image_name",
     "json_schema",
     "load",
+    "make_otlp_config",
     "parse",
     "parse_duration",
     "parse_value",
+    "settings_from_environment",
 ]

@@ -75,6 +75,13 @@ def _check_retry(reading: Reading, node: Node, path: str, value: dict[str, Any])
         reading.fail(node, f"{join(path, 'first')} is {first:g}s; must not be above {join(path, 'max')}, {most:g}s")
 
 
+def _check_json_events(reading: Reading, node: Node, path: str, value: dict[str, Any]) -> None:
+    if "path" in value and value.get("stdout"):
+        reading.fail(node, f"{path} has both path and stdout; keep one of the two")
+    if "path" not in value and not value.get("stdout"):
+        reading.fail(node, f"{join(path, 'path')} is missing; give a file, or stdout: true")
+
+
 METRIC = Object(
     {
         "enabled": Key(Bool(), "Whether it is exported; the default is the image's own."),
@@ -84,7 +91,16 @@ METRIC = Object(
     }
 )
 
-EVENT = Object({"enabled": Key(Bool(), "Whether it is exported; the default is the image's own.")})
+EVENT = Object(
+    {
+        "enabled": Key(
+            Bool(), "Whether it is exported, and made at all if the program can be told; the default is the image's own."
+        ),
+        "sample_one_in": Key(
+            Int(1, 1_000_000_000), "Of so many records one is exported; the others are dropped and counted.", "1"
+        ),
+    }
+)
 
 ATTACH = Object(
     {
@@ -195,6 +211,29 @@ AGENT = Object(
                 check=_check_client_certificate,
             ),
             "Where metrics and events are posted.",
+        ),
+        "events": Key(
+            Object(
+                {
+                    "json": Key(
+                        Object(
+                            {
+                                "path": Key(PathText(), "File to append to; not together with stdout."),
+                                "stdout": Key(Bool(), "Write to stdout, which journald keeps.", "false"),
+                                "max_size": Key(
+                                    Size("64KiB"),
+                                    "The file is renamed to PATH.1 before it grows beyond this, PATH.1 to PATH.2, …",
+                                    "64MiB",
+                                ),
+                                "keep": Key(Int(0, 1000), "Renamed files kept; 0 keeps none.", "5"),
+                            },
+                            check=_check_json_events,
+                        ),
+                        "Events as JSON lines: time, event, image, attributes.",
+                    )
+                }
+            ),
+            "Where events go besides OTLP.",
         ),
         "store": Key(
             Object(

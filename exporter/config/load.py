@@ -21,6 +21,7 @@ from .types import (
     AttachConfig,
     EventConfig,
     ImageConfig,
+    JsonEventsConfig,
     Limits,
     MetricConfig,
     OtlpConfig,
@@ -274,6 +275,7 @@ def _build(images: Sequence[tuple[_Image, dict[str, Any]]], values: Mapping[str,
             **{("metrics_interval_s" if name == "interval" else "metrics_enabled"): v for name, v in metrics.items()},
             **{f"logs_{name}": value for name, value in logs.items()},
         ),
+        json_events=JsonEventsConfig(**values.get("events", {}).get("json", {})),
         store=StoreConfig(**values.get("store", {})),
     )
 

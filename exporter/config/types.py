@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +34,14 @@ class MetricConfig:
 
 @dataclass(frozen=True, slots=True)
 class EventConfig:
-    """What the operator changes about one event, keyed by its OpenTelemetry name."""
+    """What the operator changes about one event, keyed by its OpenTelemetry name.
+
+    Attributes:
+        sample_one_in: Of so many records one is exported; the others are dropped and counted.
+    """
 
     enabled: bool | None = None
+    sample_one_in: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +114,37 @@ class RetryConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class OtlpSignalConfig:
+    """What one signal has of its own; None means: as :class:`OtlpConfig` says for both.
+
+    Attributes:
+        endpoint: Of this signal alone: over HTTP the whole URL, nothing is appended.
+        headers: Instead of the general ones, not beside them.
+    """
+
+    endpoint: str | None = None
+    protocol: str | None = None
+    headers: Mapping[str, str] | None = None
+    timeout_s: float | None = None
+    compression: str | None = None
+    ca_file: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
+    insecure: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class OtlpConfig:
-    """Where OTLP goes; no endpoint means it goes nowhere."""
+    """Where OTLP goes; no endpoint means it goes nowhere.
+
+    Attributes:
+        endpoint: An http or https URL; over gRPC also ``host:port``.
+        endpoint_is_whole: Nothing is appended to the endpoint's path; set by :meth:`of_signal`.
+        protocol: ``http/protobuf`` or ``grpc``.
+        insecure: Over gRPC, whether an endpoint without a scheme is spoken to without TLS.
+        temporality: ``cumulative``, ``delta``, or ``lowmemory``: histograms as differences, counters cumulative.
+        metrics, logs: What a signal has of its own.
+    """
 
     endpoint: str = ""
     protocol: str = "http/protobuf"
@@ -122,6 +157,37 @@ class OtlpConfig:
     metrics_enabled: bool = True
     metrics_interval_s: float = 60.0
     logs_enabled: bool = True
+    insecure: bool = False
+    temporality: str = "cumulative"
+    metrics: OtlpSignalConfig = field(default_factory=OtlpSignalConfig)
+    logs: OtlpSignalConfig = field(default_factory=OtlpSignalConfig)
+    endpoint_is_whole: bool = False
+
+    def of_signal(self, signal: Literal["metrics", "logs"]) -> OtlpConfig:
+        """Give the settings of one signal, its own in place of the general ones."""
+        own = self.metrics if signal == "metrics" else self.logs
+        settings: dict[str, Any] = {each.name: getattr(own, each.name) for each in fields(own)}
+        given = {name: value for name, value in settings.items() if value is not None}
+        if not given:
+            return self
+        given[signal] = OtlpSignalConfig()
+        given["endpoint_is_whole"] = self.endpoint_is_whole or "endpoint" in given
+        return replace(self, **given)
+
+
+@dataclass(frozen=True, slots=True)
+class JsonEventsConfig:
+    """Where events go as JSON lines: a file, stdout, or nowhere if neither is said.
+
+    Attributes:
+        max_size: Bytes after which the file is renamed to ``path.1``, and ``path.1`` to ``path.2``.
+        keep: How many of the renamed are kept.
+    """
+
+    path: str = ""
+    stdout: bool = False
+    max_size: int = 64 << 20
+    keep: int = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,4 +207,5 @@ class AgentConfig:
     retry: RetryConfig = field(default_factory=RetryConfig)
     resource_attributes: Mapping[str, str] = field(default_factory=dict)
     otlp: OtlpConfig = field(default_factory=OtlpConfig)
+    json_events: JsonEventsConfig = field(default_factory=JsonEventsConfig)
     store: StoreConfig = field(default_factory=StoreConfig)

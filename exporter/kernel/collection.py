@@ -14,6 +14,7 @@ copy its links and keep programs running after :meth:`Collection.close`.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -42,6 +43,13 @@ _COMMAND = (
 )
 _LOG_BYTES = 64 << 10
 _KILL_PATIENCE_S = 5.0
+_START_REMEDY = f"see that {sys.executable!r} is there and may be executed"
+_START_REMEDIES = {
+    errno.EAGAIN: "raise TasksMax or LimitNPROC",
+    errno.ENOMEM: "the machine or MemoryMax is out of memory",
+    errno.EMFILE: "raise LimitNOFILE",
+    errno.ENFILE: "raise the sysctl fs.file-max",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,13 +160,18 @@ class Collection:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def detach(self) -> None:
+        """Detach every program; the maps can still be read. Harmless when repeated."""
+        programs, self.programs = self.programs, tuple(replace(p, fd=-1, links=()) for p in self.programs)
+        for program in programs:
+            _close_all([*program.links, program.fd])
+
     def close(self) -> None:
         """Detach every program and let go of every map; harmless when repeated."""
         if not self._open:
             return
         self._open = False
-        for program in self.programs:
-            _close_all([*program.links, program.fd])
+        self.detach()
         for map in self.maps.values():
             map.close()
 
@@ -169,13 +182,22 @@ def load(request: LoadRequest) -> Collection:
     Raises:
         KernelError: the kernel, libbpf or this machine refused; ``code`` says
             why and ``log`` has the last lines of libbpf and the verifier.
-            ``kernel.crashed`` and ``kernel.deadline``: the child did not answer.
+            ``kernel.crashed`` and ``kernel.deadline``: the child did not answer;
+            ``kernel.loader``: it could not be started.
     """
     deadline = time.monotonic() + request.deadline_s
     sections = {program.name: program.section for program in request.programs}
     refused: dict[str, KernelError] = {}
     while True:
-        answer, descriptors, log = _ask_child(request, tuple(refused), deadline)
+        try:
+            answer, descriptors, log = _ask_child(request, tuple(refused), deadline)
+        except OSError as refusal:  # no process, no descriptor, no memory for one
+            number = refusal.errno or 0
+            raise KernelError(
+                f"loader: cannot be started: {refusal.strerror}: {diagnosis.errno_name(number)}; "
+                + _START_REMEDIES.get(number, _START_REMEDY),
+                code="kernel.loader",
+            ) from refusal
         failure = answer["failure"]
         if not failure:
             break

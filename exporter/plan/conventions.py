@@ -158,7 +158,21 @@ class Tags:
 
 
 _MAP_KEYS = frozenset(
-    {"kind", "name", "unit", "scale", "help", "slots", "enabled", "severity", "lost", "label", "decode", "drop"}
+    {
+        "kind",
+        "name",
+        "unit",
+        "scale",
+        "help",
+        "slots",
+        "enabled",
+        "severity",
+        "lost",
+        "switch",
+        "label",
+        "decode",
+        "drop",
+    }
 )
 _MEMBER_KEYS = frozenset(
     {"label", "decode", "drop", "slot", "time", "kind", "name", "unit", "scale", "help", "slots", "sum", "enabled"}
@@ -222,6 +236,7 @@ def _read_tags(owner: str, tags: Sequence[str], allowed: Iterable[str], problems
             enabled=enabled,
             help=help_text,
             lost=reader.take("lost", line),
+            switch=reader.take("switch", line),
         ),
     )
 

@@ -114,6 +114,7 @@ class _MapPlanner:
             severity=declared.severity or 9,
             lost_map=declared.lost or "",
             enabled=declared.enabled is not False,
+            switch=self._switch(declared.switch) if declared.switch is not None else "",
         )
 
     def _check_lost(self, name: str) -> None:
@@ -127,6 +128,20 @@ class _MapPlanner:
                 "record",
                 f"lost is {name!r}, {map_type_name(lost)} of {lost.value_size} bytes; expected an array of u64",
             )
+
+    def _switch(self, name: str) -> str:
+        """The name, if it is that of a global that can be set to true or false."""
+        entry = next((entry for entry in self.map.object.globals if entry.name == name and entry.constant), None)
+        if entry is None:
+            known = [entry.name for entry in self.map.object.globals if entry.constant]
+            text = f"switch is {name!r}, which is no `const volatile` global; the object has {listed(known)}"
+        else:
+            layout = layout_of(self.map.object.btf, entry.type_id)
+            if layout.scalar and [field.kind for field in layout.fields] == [FieldKind.BOOL]:
+                return name
+            text = f"switch is {name!r} of type {layout.type_name}; expected bool"
+        self.map.problem("record", text)
+        return ""
 
     def _map_names(self) -> list[str]:
         return [spec.name for spec in self.map.object.maps]

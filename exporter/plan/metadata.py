@@ -78,13 +78,18 @@ class LabelDeclaration:
 
 @dataclass(frozen=True, slots=True)
 class EventDeclaration:
-    """What is said about a ring's events."""
+    """What is said about a ring's events.
+
+    Attributes:
+        switch: The ``const volatile bool`` that tells the program whether the events are wanted.
+    """
 
     name: str | None = None
     severity: int | None = None
     enabled: bool | None = None
     help: str | None = None
     lost: str | None = None
+    switch: str | None = None
 
 
 D = TypeVar("D", MetricDeclaration, LabelDeclaration, EventDeclaration)
@@ -217,7 +222,7 @@ class _Reader:
         )
 
     def event(self, path: str, body: object) -> EventMetadata:
-        parts = self.mapping(path, body, ("name", "severity", "enabled", "help", "lost", "labels", "time"))
+        parts = self.mapping(path, body, ("name", "severity", "enabled", "help", "lost", "switch", "labels", "time"))
         severity = self.take(parts, path, "severity", lambda text: SEVERITIES[word(text, tuple(SEVERITIES))])
         labels = self.labels(f"{path}.labels", parts.get("labels"))
         time = self.take(parts, path, "time", line)
@@ -230,6 +235,7 @@ class _Reader:
                 enabled=self.flag(parts, path, "enabled"),
                 help=self.take(parts, path, "help", line),
                 lost=self.take(parts, path, "lost", line),
+                switch=self.take(parts, path, "switch", line),
             ),
             labels,
         )

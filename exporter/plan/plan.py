@@ -140,7 +140,9 @@ class StreamPlan:
         record_size: Bytes of the declared type; shorter records are counted as failed.
         severity: OpenTelemetry severity number, 9 is INFO.
         lost_map: A per-CPU or plain array of one u64 in which the program counts failed reserves, or "".
-        enabled: A disabled stream is drained and not exported (its program may be told by a global not to fill it).
+        sample_one_in: Of so many records one is exported.
+        enabled: A disabled stream is drained and not exported.
+        switch: The global that tells the program whether to fill it, or ""; set to ``enabled`` before load.
     """
 
     map: str
@@ -154,6 +156,8 @@ class StreamPlan:
     events_per_s: int = 10_000
     constant_labels: tuple[tuple[str, str], ...] = ()
     enabled: bool = True
+    sample_one_in: int = 1
+    switch: str = ""
 
 
 @dataclass(frozen=True, slots=True)

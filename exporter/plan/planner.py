@@ -121,7 +121,9 @@ class _Planner:
             streams=tuple(streams),
             programs=self._programs(),
             maps=tuple(self._map_plans()),
-            globals=plan_globals(self.spec, self.config.globals, self.config.name, self.problems),
+            globals=plan_globals(
+                self.spec, {**self.config.globals, **self._switches(streams)}, self.config.name, self.problems
+            ),
             partial=self.config.partial,
             map_memory=self._memory(possible_cpus),
             description=self.document.description,
@@ -275,11 +277,30 @@ class _Planner:
                 replace(
                     stream,
                     enabled=enabled,
+                    sample_one_in=1 if entry is None else entry.sample_one_in,
                     constant_labels=constant_labels,
                     events_per_s=self.config.limits.events_per_s,
                 )
             )
         return configured
+
+    def _switches(self, streams: Iterable[StreamPlan]) -> dict[str, bool]:
+        """The globals that tell programs which events are wanted; a configuration that says otherwise is wrong."""
+        switches: dict[str, bool] = {}
+        for stream in streams:
+            if stream.switch:
+                switches[stream.switch] = switches.get(stream.switch, False) or stream.enabled
+        for name, on in switches.items():
+            said = self.config.globals.get(name, on)
+            if said is not on:
+                events = [stream.event_name for stream in streams if stream.switch == name]
+                told = str(said).lower() if isinstance(said, bool) else repr(said)
+                self._problem(
+                    "config",
+                    f"image {self.config.name!r}: globals.{name} is {told}, but switches {listed(events)}, which is "
+                    f"{'on' if on else 'off'}; leave it out and say events.{events[0]}.enabled",
+                )
+        return switches
 
     def _programs(self) -> tuple[ProgramPlan, ...]:
         names = [program.name for program in self.spec.programs]

@@ -13,6 +13,7 @@ from exporter.model import Instrument, Kind, Resource, Scope, Snapshot
 
 LIVE = 1
 ROWLESS = 4
+KEPT = 0x80
 
 
 class _Series(ctypes.Structure):
@@ -47,13 +48,17 @@ _CAPSULE_NAME = ctypes.create_string_buffer(b"skep.frame_view")
 
 @dataclass(frozen=True)
 class SeriesLiteral:
-    """One series: its labels, its cells as Python numbers, whether it is live, and whether its row is gone."""
+    """One series: its labels, its cells as Python numbers, whether it is live, and whether its row is gone.
+
+    One that is kept but not live is hidden: it may come back as it was.
+    """
 
     labels: tuple[tuple[str, str], ...]
     cells: tuple[int | float, ...]
     start_ns: int = 1_700_000_000_000_000_000
     live: bool = True
     rowless: bool = False
+    kept: bool = True
 
     def shows(self, instrument: Instrument) -> bool:
         """Whether it has a sample of an instrument: a gauge leaves with its row."""
@@ -117,7 +122,7 @@ class FrameLiteral:
             assert len(literal.cells) == width
             labels = literal.label_text.encode()
             attributes = literal.attribute_bytes if attribute_bytes is None else attribute_bytes
-            flags = (LIVE if literal.live else 0) | (ROWLESS if literal.rowless else 0)
+            flags = (LIVE if literal.live else 0) | (ROWLESS if literal.rowless else 0) | (KEPT if literal.kept else 0)
             rows[index] = _Series(literal.start_ns, len(arena), len(labels), len(attributes), 0, flags)
             arena += labels + attributes
             for place, value in enumerate(literal.cells):

@@ -1,4 +1,4 @@
-"""An OTLP/HTTP receiver written from the protocol: records what it is sent and answers as it is told.
+"""OTLP receivers written from the protocol, HTTP and gRPC: they record what they are sent and answer as they are told.
 
 Each answer is one of :class:`Answer`'s; they are used up in order, and the last one
 is repeated. ``python -m tests.support.otlp_receiver [PORT]`` runs it and prints a line per request.
@@ -6,6 +6,7 @@ is repeated. ``python -m tests.support.otlp_receiver [PORT]`` runs it and prints
 
 from __future__ import annotations
 
+import concurrent.futures
 import gzip
 import http.server
 import socket
@@ -19,7 +20,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-from google.rpc import status_pb2  # type: ignore[import-untyped]
+import grpc  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 from opentelemetry.proto.collector.logs.v1 import logs_service_pb2
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2
 
@@ -39,6 +42,9 @@ class Answer:
         body: Instead of the protocol's own answer.
         trickle_s: Seconds between the bytes of the answer.
         close: End the connection after the answer.
+        code: Of gRPC: the status by its name.
+        retry_info_s: Of gRPC: a ``RetryInfo`` in the status' details.
+        before: Of gRPC: called before the answer is given.
     """
 
     status: int = 200
@@ -50,6 +56,9 @@ class Answer:
     body: bytes | None = None
     trickle_s: float = 0.0
     close: bool = False
+    code: str = "OK"
+    retry_info_s: float | None = None
+    before: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,55 +73,15 @@ class Received:
     at: float
 
 
-class OtlpReceiver:
-    """Listens on a loopback port until it is closed.
+class _Records:
+    """What both receivers keep: answers to give, requests received."""
 
-    Args:
-        answers: See :class:`Answer`.
-        port: 0 for any free one.
-        tls: For HTTPS.
-    """
-
-    def __init__(self, answers: Sequence[Answer] = (), *, port: int = 0, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, answers: Sequence[Answer]) -> None:
         self._answers = list(answers) or [Answer()]
         self._lock = threading.Condition()
         self._received: list[Received] = []
         self.refused: list[str] = []
         self.closing = threading.Event()
-        receiver = self
-
-        class Handler(_Handler):
-            owner = receiver
-
-        class Server(socketserver.ThreadingTCPServer):
-            daemon_threads = True
-            allow_reuse_address = True
-            request_queue_size = 64
-
-            def handle_error(self, request: object, client_address: object) -> None:
-                """Resets are part of the tests."""
-
-        self._server = Server(("127.0.0.1", port), Handler)
-        if tls:
-            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
-        scheme = "https" if tls else "http"
-        self.port: int = self._server.server_address[1]
-        self.endpoint = f"{scheme}://127.0.0.1:{self.port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
-        self._thread.start()
-
-    def __enter__(self) -> OtlpReceiver:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Stop listening; a silent connection is let go."""
-        self.closing.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
     def answer(self, *answers: Answer) -> None:
         """Replace the answers to come."""
@@ -146,6 +115,57 @@ class OtlpReceiver:
             self._received.append(received)
             self._lock.notify_all()
             return self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop listening."""
+        raise NotImplementedError
+
+
+class OtlpReceiver(_Records):
+    """Listens on a loopback port until it is closed.
+
+    Args:
+        answers: See :class:`Answer`.
+        port: 0 for any free one.
+        tls: For HTTPS.
+    """
+
+    def __init__(self, answers: Sequence[Answer] = (), *, port: int = 0, tls: ssl.SSLContext | None = None) -> None:
+        super().__init__(answers)
+        receiver = self
+
+        class Handler(_Handler):
+            owner = receiver
+
+        class Server(socketserver.ThreadingTCPServer):
+            daemon_threads = True
+            allow_reuse_address = True
+            request_queue_size = 64
+
+            def handle_error(self, request: object, client_address: object) -> None:
+                """Resets are part of the tests."""
+
+        self._server = Server(("127.0.0.1", port), Handler)
+        if tls:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
+        scheme = "https" if tls else "http"
+        self.port: int = self._server.server_address[1]
+        self.endpoint = f"{scheme}://127.0.0.1:{self.port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> OtlpReceiver:
+        return self
+
+    def close(self) -> None:
+        """Stop listening; a silent connection is let go."""
+        self.closing.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
 
 
 _REQUESTS: dict[str, type[Message]] = {
@@ -188,7 +208,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.close_connection = True
             return
-        body = answer.body if answer.body is not None else self._protocol_body(answer, message)
+        body = answer.body if answer.body is not None else protocol_body(answer, message)
         head = [f"HTTP/1.1 {answer.status} x", f"Content-Length: {len(body)}"]
         headers = {"Content-Type": PROTOBUF, **answer.headers}
         if answer.close:
@@ -204,21 +224,110 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 if self.owner.closing.wait(answer.trickle_s):
                     return
 
-    def _protocol_body(self, answer: Answer, message: Message | None) -> bytes:
-        if not 200 <= answer.status < 300:
-            status: bytes = status_pb2.Status(message=answer.message).SerializeToString()
-            return status
-        if isinstance(message, logs_service_pb2.ExportLogsServiceRequest):
-            logs = logs_service_pb2.ExportLogsServiceResponse()
-            if answer.rejected or answer.message:
-                logs.partial_success.rejected_log_records = answer.rejected
-                logs.partial_success.error_message = answer.message
-            return logs.SerializeToString()
-        metrics = metrics_service_pb2.ExportMetricsServiceResponse()
+
+def protocol_body(answer: Answer, message: Message | None) -> bytes:
+    """The protocol's own answer."""
+    if not 200 <= answer.status < 300:
+        status: bytes = status_pb2.Status(message=answer.message).SerializeToString()
+        return status
+    if isinstance(message, logs_service_pb2.ExportLogsServiceRequest):
+        logs = logs_service_pb2.ExportLogsServiceResponse()
         if answer.rejected or answer.message:
-            metrics.partial_success.rejected_data_points = answer.rejected
-            metrics.partial_success.error_message = answer.message
-        return metrics.SerializeToString()
+            logs.partial_success.rejected_log_records = answer.rejected
+            logs.partial_success.error_message = answer.message
+        return logs.SerializeToString()
+    metrics = metrics_service_pb2.ExportMetricsServiceResponse()
+    if answer.rejected or answer.message:
+        metrics.partial_success.rejected_data_points = answer.rejected
+        metrics.partial_success.error_message = answer.message
+    return metrics.SerializeToString()
+
+
+_METHODS: dict[str, type[Message]] = {
+    "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export": (
+        metrics_service_pb2.ExportMetricsServiceRequest
+    ),
+    "/opentelemetry.proto.collector.logs.v1.LogsService/Export": logs_service_pb2.ExportLogsServiceRequest,
+}
+
+
+class GrpcReceiver(_Records):
+    """The same over gRPC.
+
+    Args:
+        answers: See :class:`Answer`; of HTTP's fields ``rejected``, ``message``, ``body`` and ``silent`` count.
+        port: 0 for any free one.
+        credentials: Of ``grpc.ssl_server_credentials``.
+        max_bytes: Largest message, after decompression; gRPC's own default is 4 MiB.
+    """
+
+    def __init__(
+        self,
+        answers: Sequence[Answer] = (),
+        *,
+        port: int = 0,
+        credentials: object = None,
+        max_bytes: int = 4 << 20,
+    ) -> None:
+        super().__init__(answers)
+        self._server = grpc.server(
+            concurrent.futures.ThreadPoolExecutor(4),
+            handlers=[_GrpcHandlers(self)],
+            options=[("grpc.max_receive_message_length", max_bytes), ("grpc.so_reuseport", 0)],
+        )
+        address = f"127.0.0.1:{port}"
+        if credentials is None:
+            self.port: int = self._server.add_insecure_port(address)
+        else:
+            self.port = self._server.add_secure_port(address, credentials)
+        self.endpoint = f"{'https' if credentials else 'http'}://127.0.0.1:{self.port}"
+        self._server.start()
+
+    def __enter__(self) -> GrpcReceiver:
+        return self
+
+    def close(self) -> None:
+        """Stop listening; calls under way end."""
+        self.closing.set()
+        self._server.stop(0).wait()
+
+    def serve(self, method: str, body: bytes, context: grpc.ServicerContext) -> bytes:
+        """Answer one call."""
+        try:
+            message = _METHODS[method].FromString(body)
+        except DecodeError as error:
+            self.refused.append(f"{error}")
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        headers = dict(context.invocation_metadata())
+        peer = ("127.0.0.1", int(context.peer().rpartition(":")[2]))
+        answer = self._record(Received(method, headers, len(body), message, peer, time.monotonic()))
+        if answer.before is not None:
+            answer.before()
+        if answer.silent:
+            self.closing.wait(20)
+        if answer.code != "OK":
+            code = getattr(grpc.StatusCode, answer.code)
+            if answer.retry_info_s is not None:
+                info = error_details_pb2.RetryInfo()
+                info.retry_delay.FromNanoseconds(int(answer.retry_info_s * 1e9))
+                status = status_pb2.Status(code=code.value[0], message=answer.message)
+                status.details.add().Pack(info)
+                context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
+            context.abort(code, answer.message)
+        return answer.body if answer.body is not None else protocol_body(answer, message)
+
+
+class _GrpcHandlers(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Every OTLP method, its messages as bytes."""
+
+    def __init__(self, owner: GrpcReceiver) -> None:
+        self._owner = owner
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+        method = details.method
+        if method not in _METHODS:
+            return None
+        return grpc.unary_unary_rpc_method_handler(lambda body, context: self._owner.serve(method, body, context))
 
 
 @contextmanager

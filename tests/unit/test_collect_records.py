@@ -144,6 +144,17 @@ def test_events_beyond_the_rate_are_dropped_and_counted() -> None:
     assert seen == [(3, 2), (0, 5), (1, 4), (3, 2), (0, 5)]
 
 
+def test_sampling_exports_the_first_of_each_so_many() -> None:
+    """Over several reads; what is short has failed whether sampled or not, and the rate is for what is left."""
+    stream = decoder(dataclasses.replace(PLAN, sample_one_in=3, events_per_s=2))
+    seen = []
+    for records in ([record()] * 4, [record(), b"", record()], [record()] * 4):
+        batch = stream.decode(framed(*records), now_ns=NOW, realtime_minus_monotonic_ns=0, otlp=False, json=True)
+        assert batch.received == batch.exported + batch.failed + sum(batch.dropped.values())
+        seen.append((batch.exported, batch.failed, batch.dropped.get("sample", 0), batch.dropped.get("rate", 0)))
+    assert seen == [(2, 0, 2, 0), (0, 1, 2, 0), (0, 0, 2, 2)]
+
+
 def test_disabled_stream_is_drained() -> None:
     """Its records are counted, under their own reason."""
     batch = decode(framed(record(), b""), dataclasses.replace(PLAN, enabled=False))

@@ -106,11 +106,12 @@ def test_defaults_of_the_schema_are_those_of_the_types() -> None:
     images:
       - {ref: a}
       - {name: b, ref: a, pull: if-not-present, required: false, partial: run, enabled: true, expire_after: 1h,
-         limits: {series: 10000, events_per_s: 10000, map_memory: 64MiB}}
+         limits: {series: 10000, events_per_s: 10000, map_memory: 64MiB}, events: {e: {sample_one_in: 1}}}
     defaults: {limits: {series: 10000, events_per_s: 10000, map_memory: 64MiB}, expire_after: 1h,
                retry: {first: 5s, max: 10m}}
     otlp: {protocol: http/protobuf, timeout: 10s, compression: gzip, metrics: {enabled: true, interval: 60s},
            logs: {enabled: true}}
+    events: {json: {path: /a, stdout: false, max_size: 64MiB, keep: 5}}
     store: {keep: 3}
     """
     used = dict(paths_of(yaml.compose(written, Loader=yaml.SafeLoader), AGENT))
@@ -124,6 +125,8 @@ def test_defaults_of_the_schema_are_those_of_the_types() -> None:
         spelled.limits, spelled.expire_after_s, spelled.pull, spelled.partial, spelled.required, spelled.enabled,
     )  # fmt: skip
     assert read.images[0].limits == config.Limits()
+    assert spelled.events == {"e": config.EventConfig()}
+    assert read.json_events == config.JsonEventsConfig(path="/a")
     assert (read.otlp, read.retry, read.store) == (config.OtlpConfig(), config.RetryConfig(), config.StoreConfig())
 
 

@@ -206,3 +206,40 @@ def test_batch_that_holds_no_records_is_refused() -> None:
     """Wrong bytes never reach a collector."""
     with pytest.raises(ValueError, match="not fields with tag 0x12"):
         otlp.logs_requests(RESOURCE, [(Scope("x"), b"\x0a\x01a")])
+
+
+@patient
+@given(
+    st.lists(st.sampled_from(["one", "two"]).flatmap(frames), max_size=3),
+    st.lists(st.lists(st.text(max_size=20), max_size=6), max_size=3),
+)
+def test_halves_of_a_request_hold_what_it_held(drawn: list[FrameLiteral], bodies: list[list[str]]) -> None:
+    """Every point and record once, in order; a single item has no halves."""
+    for request in otlp.metrics(snapshot(*drawn)):
+        halves = otlp.split(request)
+        if halves is None:
+            assert request.items == 1
+            continue
+        assert [point for half in halves for point in points_of(parsed(half.body))] == points_of(parsed(request.body))
+        assert [half.items for half in halves] == [request.items // 2, request.items - request.items // 2]
+        assert [sum(run.points for run in half.runs) for half in halves] == [half.items for half in halves]
+    batches = [(Scope(f"scope {index % 2}"), record_fields(*texts)) for index, texts in enumerate(bodies)]
+    for request in otlp.logs(RESOURCE, batches):
+        halves = otlp.split(request)
+        found = [
+            record.body.string_value
+            for half in halves or (request,)
+            for resource in logs_service_pb2.ExportLogsServiceRequest.FromString(half.body).resource_logs
+            for scope in resource.scope_logs
+            for record in scope.log_records
+        ]
+        assert found == [text for texts in bodies for text in texts]
+
+
+def test_body_that_is_no_request_is_not_split() -> None:
+    """A wrong count would book items that are not there."""
+    request = otlp.logs(RESOURCE, [(Scope("x"), record_fields("a", "b"))])[0]
+    with pytest.raises(ValueError, match="2 items, not 5"):
+        otlp.split(otlp.Request(request.body, 5))
+    with pytest.raises(ValueError, match="not an export request"):
+        otlp.split(otlp.Request(b"\xff", 2))

@@ -1,9 +1,7 @@
 """The OTLP sender against a receiver that behaves, misbehaves, and is not there."""
 
-import shutil
 import socket
 import ssl
-import subprocess
 import threading
 import time
 from dataclasses import replace
@@ -15,8 +13,10 @@ import pytest
 from exporter.config import OtlpConfig
 from exporter.errors import ExportError
 from exporter.export import otlp
-from exporter.export.sender import OtlpSender, Verdict, retry_after_s, signal_url
+from exporter.export.http_transport import retry_after_s, signal_url
+from exporter.export.sender import OtlpSender, Verdict
 from exporter.model import Resource, Scope
+from tests.support.certificates import certificate, needs_openssl
 from tests.support.frame_literals import FrameLiteral, SeriesLiteral, counter, snapshot
 from tests.support.otlp_receiver import Answer, OtlpReceiver, unused_port
 
@@ -67,7 +67,7 @@ def test_endpoint_that_is_no_receiver_is_refused_in_one_line(endpoint: str) -> N
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("protocol", "grpc"), ("compression", "zstd"), ("ca_file", "/nowhere.pem"), ("key_file", "/k.pem")],
+    [("protocol", "http/json"), ("compression", "zstd"), ("ca_file", "/nowhere.pem"), ("key_file", "/k.pem")],
 )
 def test_setting_that_cannot_work_is_refused_at_once(key: str, value: str) -> None:
     """The message names what was found."""
@@ -315,7 +315,7 @@ def test_receiver_that_is_no_http_server_is_retryable() -> None:
 
 def test_every_item_is_accounted_for() -> None:
     """Given = accepted + rejected + failed, whatever happens."""
-    answers = [Answer(), Answer(rejected=2), Answer(400), Answer(503, {"Retry-After": "99"}), Answer(rejected=1000)]
+    answers = [Answer(), Answer(rejected=2), Answer(400), Answer(rejected=1000), Answer(503, {"Retry-After": "99"})]
     with OtlpReceiver(answers) as receiver:
         client = sender(receiver)
         for _ in answers:
@@ -323,20 +323,6 @@ def test_every_item_is_accounted_for() -> None:
     account = client.account
     assert (account.accepted, account.rejected, account.failed) == (18, 22, 10)
     assert account.sent_bytes == sum(each.wire_bytes for each in receiver.received)
-
-
-needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
-
-
-def certificate(folder: Path, name: str) -> tuple[Path, Path]:
-    """A self-signed certificate for 127.0.0.1 and its key."""
-    cert, key = folder / f"{name}.pem", folder / f"{name}.key"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
-         "-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", cert],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    return cert, key
 
 
 def server_context(cert: Path, key: Path, clients: Path | None = None) -> ssl.SSLContext:

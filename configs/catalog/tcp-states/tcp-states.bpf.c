@@ -8,8 +8,8 @@
 #include <skep.bpf.h>
 #include "../kernel.h"
 
-/* Whether the event ebpf.tcp.state_change is made: off, as a busy server has
- * many, and the connection itself is not slowed for what nobody reads. */
+/* Whether the event ebpf.tcp.state_change is made: only where it is enabled, as
+ * a busy server has many and is not slowed for what nobody reads. */
 const volatile bool events_enabled = false;
 
 /* Events a second on each CPU; 0: no limit. */
@@ -76,7 +76,7 @@ struct {
 	__uint(max_entries, 1024 * 1024);
 	__type(value, struct change_record);
 } events SEC(".maps") SKEP_EVENT("ebpf.tcp.state_change") SKEP_OFF SKEP_LOST("events_lost")
-	SKEP_HELP("A TCP socket changed its state.");
+	SKEP_SWITCH("events_enabled") SKEP_HELP("A TCP socket changed its state.");
 
 static __always_inline void report(const struct change *change, struct sock *sk)
 {
