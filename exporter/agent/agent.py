@@ -1,14 +1,17 @@
-"""The agent: starts, runs images until told to stop, stops.
+"""The agent: starts, runs images until told to stop, takes a changed configuration, stops.
 
-Threads are made here and nowhere else; each has one task and a name:
+Threads are made here and nowhere else (``parts.py`` starts and watches them); each has
+one task and a name:
 
 ==========  ==================================================================
-main        signals, watchdog, what systemd and ``skep list`` are told
+main        signals, watchdog, reload, what systemd and ``skep list`` are told
 bring-up    a few: each takes the image that is due, pulls it, loads it
 events      one: empties the rings of all images
 http        the server; its request threads read maps when scraped
+status      answers ``skep status``
 metrics     posts a snapshot at an interval, if a receiver is configured
 logs        posts events, if a receiver is configured
+lines       writes events as JSON lines, if a target is configured
 ==========  ==================================================================
 
 One that ends by a bug is told and started again; the others do not notice. Maps are
@@ -24,32 +27,36 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter import kernel
 from exporter.config import AgentConfig
-from exporter.errors import ImageError
+from exporter.errors import ExportError, ImageError, PlanError, Problems, SkepError
 from exporter.export import prometheus
 from exporter.export.server import Handlers, MetricsServer, Scrape, UnknownCollectorError
 from exporter.image import Store, default_store_path
-from exporter.model import FrameView, Snapshot
+from exporter.model import FrameView, Resource, Snapshot
 from exporter.plan import Plan, check_together
 
 from . import log
-from .events import WAIT_S, EventReader, Ledger, ParcelQueue
+from .events import WAIT_S, EventReader, Ledger
+from .fdstore import PREFIX, DescriptorStore
 from .identity import detect_resource
-from .image import Image, Surroundings
-from .program import make_lookup
-from .systemd import Notifier
+from .image import Image, Surroundings, one_line
+from .outlets import Outlets
+from .parts import Parts
+from .program import Program, make_lookup
+from .reload import ConfigSource, ReloadState, Watch
+from .status import DOCUMENT_VERSION, Document, Rates, StatusServer
+from .systemd import Notifier, passed_descriptors
 from .telemetry import VERSION, ImageStatus, OwnMetrics, StreamCounts
 
 if TYPE_CHECKING:
     from exporter.export.otlp import Request
-
-    from .delivery import LogsDelivery, MetricsDelivery
 
 BRING_UP_THREADS = 8
 """So many registries may hang before an image that needs none of them has to wait."""
@@ -59,9 +66,13 @@ STATE_FILE = "agent-state.json"
 """In the store's directory: what ``skep list`` shows of a running agent."""
 
 FLUSH_S = 5.0
-_TICK_S = 15.0
-_RESTART_PAUSE_S = 1.0
+_TICK_S = 5.0
 _STUCK_AFTER_S = 60.0
+_BRING_UP_LIMIT_S = 900.0
+"""A pull may take 300 s, and a load 60 s after it waited for its turn."""
+_READY_PATIENCE_S = 60.0
+"""Ready is told when every image was tried once, or after this: an image that comes late is no reason not to start."""
+_EXTENSION_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,38 +82,56 @@ class Options:
     Attributes:
         listen_addresses: ``host:port``, ``:port`` or ``[v6]:port``.
         max_requests: Scrapes at a time; 0 is no limit.
+        status_socket: Where ``skep status`` asks; None for nowhere.
     """
 
     listen_addresses: tuple[str, ...] = (":19435",)
     telemetry_path: str = "/metrics"
     max_requests: int = 40
+    status_socket: Path | None = None
 
 
 class Agent:
-    """Everything that runs, from :meth:`run` to its return."""
+    """Everything that runs, from :meth:`run` to its return.
 
-    def __init__(self, config: AgentConfig, options: Options) -> None:
+    Args:
+        source: Where the configuration came from and may be read again; None: it does not change.
+
+    Attributes:
+        sockets: Listening sockets that the service manager passed, by name.
+    """
+
+    def __init__(self, config: AgentConfig, options: Options, source: ConfigSource | None = None) -> None:
         self.config = config
+        self.started_s = time.time()
         self._options = options
+        self._source = source
+        self._watch = Watch(source) if source is not None else None
+        self._reload = ReloadState()
+        self._reload_asked = False
         self._stop = threading.Event()
         self._wake = threading.Event()
         self._due = threading.Condition()
         self._busy: set[str] = set()
+        self._busy_since: dict[str, float] = {}
+        self._retired: list[Image] = []
         self._claims = threading.Lock()
         self._plans: dict[str, Plan] = {}
-        self._threads: list[threading.Thread] = []
+        self._parts = Parts()
+        self._rates = Rates()
         self._notifier = Notifier()
+        self._ready = False
         self._told = ""
         self._repeats = log.Repeats()
+        passed = passed_descriptors()
+        self.sockets = [(name, fd) for name, fd in passed if not name.startswith(PREFIX)]
+        self._kept = DescriptorStore(self._notifier, passed)
 
-        self.resource = detect_resource(config.resource_attributes)
+        self.resource: Resource = detect_resource(config.resource_attributes)
         self._store = Store(config.store.path or default_store_path())
         self._ledger = Ledger()
-        posts_logs = bool(config.otlp.endpoint) and config.otlp.logs_enabled
-        posts_metrics = bool(config.otlp.endpoint) and config.otlp.metrics_enabled
-        queue = ParcelQueue() if posts_logs else None
-        self._reader = EventReader(self._ledger, queue, kernel.RingReader())
-        around = Surroundings(
+        self._reader = EventReader(self._ledger, None, kernel.RingReader())
+        self._around = Surroundings(
             store=self._store,
             registries=config.registries,
             retry=config.retry,
@@ -113,12 +142,11 @@ class Agent:
             prune=self._prune,
             changed=self._wake.set,
             stop=self._stop,
+            kept=self._kept,
         )
-        self.images = tuple(Image(image, around) for image in config.images if image.enabled)
-        self._metrics: MetricsDelivery | None = None
-        self._logs: LogsDelivery | None = None
-        if posts_metrics or posts_logs:
-            self._make_deliveries(queue, posts_metrics=posts_metrics)
+        self.images = tuple(Image(image, self._around) for image in config.images if image.enabled)
+        self._outlets = Outlets(self._parts, self._reader, self._ledger, self._metrics_requests)
+        self._first_outlets = self._outlets.make(config, self.resource)
         self._own = OwnMetrics(self)
         self._server = MetricsServer(
             options.listen_addresses,
@@ -126,19 +154,12 @@ class Agent:
             telemetry_path=options.telemetry_path,
             max_requests=options.max_requests,
         )
-
-    def _make_deliveries(self, queue: ParcelQueue | None, *, posts_metrics: bool) -> None:
-        # Protobuf and an HTTP client: 10 MB that an agent which is only scraped does not carry.
-        from exporter.export.sender import OtlpSender  # noqa: PLC0415
-
-        from .delivery import LogsDelivery, MetricsDelivery  # noqa: PLC0415
-
-        config = self.config.otlp
-        if posts_metrics:
-            sender = OtlpSender(config, "metrics")
-            self._metrics = MetricsDelivery(sender, self._metrics_requests, config.metrics_interval_s)
-        if queue is not None:
-            self._logs = LogsDelivery(OtlpSender(config, "logs"), queue, self._ledger, self.resource)
+        self._status: StatusServer | None = None
+        if options.status_socket is not None:
+            try:
+                self._status = StatusServer(options.status_socket, self.document)
+            except ExportError as error:  # numbers matter more
+                log.warn("skep status cannot be answered", reason=error)
 
     # ---- the story ----
 
@@ -146,17 +167,33 @@ class Agent:
         """Start, run until SIGTERM or SIGINT, stop; gives the exit status."""
         self._start()
         while not self._stop.is_set():
-            self._wake.wait(self._notifier.watchdog_s / 3 or _TICK_S)
+            self._wake.wait(self._turn_s())
             self._wake.clear()
             try:
-                self._tell()
+                self._turn()
             except Exception:  # a bug in telling must not end what is told about
-                if self._repeats.count("tell", "failed"):
+                if self._repeats.count("turn", "failed"):
                     log.bug("telling the state failed")
             if self._healthy():
                 self._notifier.alive()
         self._shut_down()
         return 0
+
+    def _turn_s(self) -> float:
+        """How long the main thread may sleep."""
+        waits = [_TICK_S]
+        if self._notifier.watchdog_s:
+            waits.append(self._notifier.watchdog_s / 3)
+        if self._watch is not None:
+            waits.append(self._watch.wait_s)
+        return min(waits)
+
+    def _turn(self) -> None:
+        if self._reload_asked or (self._watch is not None and self._watch.changed()):
+            asked, self._reload_asked = self._reload_asked, False
+            self.reload("SIGHUP" if asked else "its content changed")
+        self._rates.sample(self._ledger.counts())
+        self._tell()
 
     def _start(self) -> None:
         for stop_signal in (signal.SIGTERM, signal.SIGINT):
@@ -171,40 +208,50 @@ class Agent:
         )
         if not self.images:
             log.warn("no images are configured; add some under images")
-        for number in range(min(BRING_UP_THREADS, len(self.images))):
-            self._spawn(f"bring-up-{number}", self._bring_up)
-        self._spawn("events", self._reader.run)
-        self._spawn("http", lambda _stop: self._server.serve_forever())
-        if self._metrics is not None:
-            self._spawn("metrics", self._metrics.run)
-        if self._logs is not None:
-            self._spawn("logs", self._logs.run)
+        self._kept.keep_only({image.name for image in self.images})
+        self._rates.sample(self._ledger.counts())
+        self._outlets.start(self._first_outlets)
+        self._spawn_bring_ups()
+        self._parts.spawn(
+            "events",
+            self._reader.run,
+            self._stop,
+            busy_s=lambda: time.monotonic() - self._reader.beat_s,
+            limit_s=_STUCK_AFTER_S,
+        )
+        self._parts.spawn("http", lambda _stop: self._server.serve_forever(), self._stop)
+        if self._status is not None:
+            self._parts.spawn("status", self._status.run, self._stop)
         for address, port in zip(self._options.listen_addresses, self._server.ports, strict=True):
             host = address.rpartition(":")[0] or "127.0.0.1"
             log.info("listening", address=address, url=f"http://{host}:{port}{self._options.telemetry_path}")
-        self._notifier.ready("started")
+        self._wake.set()
 
     def _shut_down(self) -> None:
-        """Deliver what is there, then detach: nothing of ours stays in the kernel."""
-        self._notifier.stopping("detaching")
-        log.info("skep stops")
+        """Deliver what is there, then detach: nothing of ours stays in the kernel but what systemd keeps for us."""
+        leave = self._kept.on
+        self._notifier.stopping("leaving programs to systemd" if leave else "detaching")
+        log.info("skep stops", programs="stay attached, systemd holds them" if leave else "are detached")
         end = time.monotonic() + FLUSH_S
+
+        def left_s(least: float) -> float:
+            return max(least, end - time.monotonic())
+
         with self._due:
             self._due.notify_all()
-        for thread in self._threads:
-            if thread.name != "http":  # which answers scrapes to the last
-                thread.join(max(0.1, end - time.monotonic()))
-        # One that did not end in time still has its sender: what it holds ends with the process.
-        alive = {thread.name for thread in self._threads if thread.is_alive()}
-        if self._metrics is not None and "metrics" not in alive:
-            self._metrics.flush(max(0.5, end - time.monotonic()))
-            self._metrics.close()
-        for image in self.images:
-            image.stop()
-        if self._logs is not None and "logs" not in alive:
-            self._logs.flush(max(0.5, end - time.monotonic()))
-            self._logs.close()
+        for name in self._parts.names():
+            if name == "events" or name.startswith("bring-up"):
+                self._parts.join(name, left_s(0.1))
+        self._outlets.stop_threads(left_s(0.1))
+        self._outlets.flush_metrics(left_s(0.5))
+        for image in (*self.images, *self._retired):
+            image.stop(leave=leave)
+        self._outlets.flush_events(left_s(0.5))
         self._server.close()
+        if self._status is not None:
+            self._status.wake()
+            if self._parts.join("status", left_s(0.1)):
+                self._status.close()
         with contextlib.suppress(OSError):
             (self._store_path / STATE_FILE).unlink()
         log.info("skep stopped")
@@ -214,26 +261,100 @@ class Agent:
         self._wake.set()
 
     def _on_reload_signal(self, _number: int, _frame: object) -> None:
-        log.warn("the configuration is read at start only; restart to apply a change")
+        self._reload_asked = True
+        self._wake.set()
 
-    # ---- threads ----
+    # ---- another configuration ----
 
-    def _spawn(self, name: str, task: Callable[[threading.Event], None]) -> None:
-        def guarded() -> None:
-            while not self._stop.is_set():
-                try:
-                    task(self._stop)
-                    return
-                except Exception:  # a bug in one part must not end the others
-                    log.bug("a part of the agent failed and is started again", part=name)
-                    self._stop.wait(_RESTART_PAUSE_S)
+    def reload(self, cause: str) -> None:
+        """Read the configuration again and let it take effect; one that is bad changes nothing and is told."""
+        if self._source is None or self._watch is None:
+            log.warn("there is no configuration to read again")
+            return
+        if self._ready:
+            self._notifier.reloading("reloading the configuration")
+        self._watch.look()
+        try:
+            self._apply(self._source.read())
+        except SkepError as error:
+            self._reload.fail(one_line(error))
+            for problem in error.problems if isinstance(error, Problems) else (error,):
+                log.error("configuration refused; what runs goes on as before", cause=cause, reason=problem)
+        except Exception as error:  # a bug; what runs goes on
+            self._reload.fail(f"internal error: {error!r}")
+            log.bug("reloading the configuration failed", cause=cause)
+        else:
+            self._reload.succeed()
+            log.info("configuration reloaded", cause=cause, images=len(self.images))
+        if self._ready:
+            self._notifier.ready(self._summary())
 
-        thread = threading.Thread(target=guarded, name=name, daemon=True)
-        self._threads.append(thread)
-        thread.start()
+    def _apply(self, config: AgentConfig) -> None:
+        """Let a configuration take effect. Whatever can be refused is made first; then nothing fails any more.
+
+        Raises:
+            SkepError: something of it cannot be made; nothing has changed.
+        """
+        if config.store.path != self.config.store.path:
+            log.warn("store.path takes effect at the next start", path=config.store.path)
+            config = replace(config, store=replace(config.store, path=self.config.store.path))
+        resource = detect_resource(config.resource_attributes)
+        outlets = self._outlets.make(config, resource)
+        around = replace(self._around, registries=config.registries, retry=config.retry)
+
+        self.config, self.resource, self._around = config, resource, around
+        self._outlets.start(outlets)
+        wanted = {image.name: image for image in config.images if image.enabled}
+        with self._due:
+            present = {image.name: image for image in self.images}
+            for name, image in present.items():
+                if name in wanted:
+                    image.reconfigure(wanted[name], around)
+            gone = [image for name, image in present.items() if name not in wanted]
+            self.images = tuple(present.get(name) or Image(entry, around) for name, entry in wanted.items())
+        self._kept.keep_only(set(wanted))
+        for image in gone:
+            self._retire(image)
+        self._spawn_bring_ups()
+        with self._due:
+            self._due.notify_all()
+
+    def _retire(self, image: Image) -> None:
+        """Stop an image that is no longer configured; one that is being brought up is stopped by who does that."""
+        with self._due:
+            self._retired.append(image)
+            if image.name in self._busy:
+                return
+            self._busy.add(image.name)
+        self._finish_retiring(image)
+
+    def _finish_retiring(self, image: Image) -> None:
+        image.stop()
+        with self._claims:
+            self._plans.pop(image.name, None)
+        with self._due:
+            self._retired.remove(image)
+            self._busy.discard(image.name)
+            self._due.notify_all()
+        log.info("image stopped, it is no longer configured", image=image.name)
+
+    # ---- images ----
+
+    def _spawn_bring_ups(self) -> None:
+        started = sum(name.startswith("bring-up") for name in self._parts.names())
+        for number in range(started, min(BRING_UP_THREADS, len(self.images))):
+            name = f"bring-up-{number}"
+            busy_s = partial(self._busy_s, name)
+            self._parts.spawn(name, self._bring_up, self._stop, busy_s=busy_s, limit_s=_BRING_UP_LIMIT_S)
+
+    def _busy_s(self, thread: str) -> float:
+        """For how long a bring-up thread has been at one image."""
+        since_s = self._busy_since.get(thread)
+        return time.monotonic() - since_s if since_s is not None else 0.0
 
     def _bring_up(self, stop: threading.Event) -> None:
         """Take the image that is due longest and bring it up, forever."""
+        me = threading.current_thread().name
         while not stop.is_set():
             with self._due:
                 waiting = [image for image in self.images if image.name not in self._busy]
@@ -243,12 +364,23 @@ class Agent:
                     self._due.wait(min(pause_s, _TICK_S))
                     continue
                 self._busy.add(image.name)
+            self._busy_since[me] = time.monotonic()
             try:
                 image.bring_up()
             finally:
-                with self._due:
-                    self._busy.discard(image.name)
-                    self._due.notify_all()
+                self._busy_since.pop(me, None)
+                self._let_go(image)
+
+    def _let_go(self, image: Image) -> None:
+        """An image that was taken may be taken again, unless it is to be stopped meanwhile."""
+        with self._due:
+            retired = image in self._retired
+            if not retired:
+                self._busy.discard(image.name)
+                self._due.notify_all()
+        if retired:
+            self._finish_retiring(image)
+        self._wake.set()
 
     def _claim(self, name: str, plan: Plan) -> None:
         """Take a plan's metric names; whoever comes later in the configuration and contradicts it must go.
@@ -256,13 +388,14 @@ class Agent:
         Raises:
             PlanError: an image before this one has one of the names.
         """
+        images = self.images
         with self._claims:
             self._plans[name] = plan
-            ordered = {image.name: self._plans[image.name] for image in self.images if image.name in self._plans}
-            errors = check_together(ordered)
+            ordered = {image.name: self._plans[image.name] for image in images if image.name in self._plans}
+            errors: Mapping[str, PlanError] = check_together(ordered)
             for loser in errors:
                 del self._plans[loser]
-        for image in self.images:
+        for image in images:
             if image.name in errors and image.name != name:
                 image.displace(errors[image.name])
         with self._due:
@@ -272,7 +405,8 @@ class Agent:
 
     def _prune(self) -> None:
         """Keep the store at its number of versions; one that runs is never dropped."""
-        in_use = [image.program.bundle.digest for image in self.images if image.program is not None]
+        programs = [image.program for image in self.images]
+        in_use = [program.bundle.digest for program in programs if program is not None]
         try:
             dropped = self._store.prune(self.config.store.keep, in_use)
         except ImageError as error:
@@ -283,10 +417,8 @@ class Agent:
                 log.info("old version dropped from the store", ref=version.reference, digest=version.digest)
 
     def _healthy(self) -> bool:
-        """Whether every part still moves; only then the watchdog hears of us."""
-        stuck = [thread.name for thread in self._threads if not thread.is_alive()]
-        if time.monotonic() - self._reader.beat_s > _STUCK_AFTER_S:
-            stuck.append("events")
+        """Whether every part makes progress; only then the watchdog hears of us."""
+        stuck = self._parts.stuck()
         if stuck and not self._stop.is_set() and self._repeats.count("stuck", str(stuck)):
             log.error("parts of the agent do not move", parts=",".join(stuck))
         return not stuck
@@ -297,8 +429,16 @@ class Agent:
     def _store_path(self) -> Path:
         return Path(self.config.store.path or default_store_path())
 
+    def _summary(self) -> str:
+        """How the images are, in one line."""
+        up = sum(image.program is not None for image in self.images)
+        troubled = [f"{i.name} is {i.state}: {i.reason}" for i in self.images if i.reason]
+        refused = [f"configuration refused: {self._reload.error}"] if self._reload.error else []
+        return "; ".join([f"{up} of {len(self.images)} images run", *refused, *troubled[:3]])
+
     def _tell(self) -> None:
         """Tell systemd and ``skep list`` how the images are, if that changed."""
+        self._tell_manager()
         images = [
             {"name": i.name, "ref": i.config.ref, "state": i.state, "reason": i.reason, "digest": i.digest}
             for i in self.images
@@ -307,9 +447,6 @@ class Agent:
         if text == self._told:
             return
         self._told = text
-        up = sum(image.program is not None for image in self.images)
-        troubled = [f"{i.name} is {i.state}: {i.reason}" for i in self.images if i.reason]
-        self._notifier.status("; ".join([f"{up} of {len(self.images)} images run", *troubled[:3]]))
         target = self._store_path / STATE_FILE
         temporary = target.with_name(f".{STATE_FILE}.{os.getpid()}")
         try:
@@ -322,6 +459,40 @@ class Agent:
         else:
             self._repeats.clear("state file")
 
+    def _tell_manager(self) -> None:
+        """READY once every image was tried; until then how far that is, and that it may take longer."""
+        untried = sum(not image.tried for image in self.images)
+        if self._ready:
+            self._notifier.status(self._summary())
+        elif not untried or time.time() - self.started_s > _READY_PATIENCE_S:
+            self._ready = True
+            self._notifier.ready(self._summary())
+        else:
+            self._notifier.extend_timeout(_EXTENSION_S)
+            self._notifier.status(f"pulling {len(self.images) - untried + 1} of {len(self.images)} images")
+
+    def document(self) -> Document:
+        """What ``skep status`` shows."""
+        items: dict[str, dict[str, int]] = {}
+        for (signal_name, outcome), count in self.otlp_items().items():
+            items.setdefault(signal_name, {})[outcome] = count
+        counts = self._ledger.counts()
+        return {
+            "version": DOCUMENT_VERSION,
+            "skep": VERSION,
+            "pid": os.getpid(),
+            "started": self.started_s,
+            "ready": self._answer_ready()[0],
+            "listening": [f"port {port}" for port in self._server.ports],
+            "reload_successful": self._reload.successful,
+            "reload_success_time": self._reload.success_time_s,
+            "reload_error": self._reload.error,
+            "stuck": self._parts.stuck(),
+            "otlp": items,
+            "lines": dict(self.line_counts()),
+            "images": [image.document(counts, self._rates) for image in self.images],
+        }
+
     def image_statuses(self) -> Sequence[ImageStatus]:
         """Every image in the order of the configuration."""
         return [image.status() for image in self.images]
@@ -332,8 +503,15 @@ class Agent:
 
     def otlp_items(self) -> Mapping[tuple[str, str], int]:
         """Items posted over OTLP."""
-        deliveries = [delivery for delivery in (self._metrics, self._logs) if delivery is not None]
-        return {key: count for delivery in deliveries for key, count in delivery.items().items()}
+        return self._outlets.otlp_items()
+
+    def line_counts(self) -> Mapping[str, int]:
+        """Records by what became of their JSON lines."""
+        return self._outlets.line_counts()
+
+    def last_reload(self) -> tuple[bool, float]:
+        """Whether the last reading of the configuration succeeded, and when one last did."""
+        return self._reload.successful, self._reload.success_time_s
 
     # ---- one instant of everything ----
 
@@ -358,7 +536,7 @@ class Agent:
         return "skep", f"eBPF programs that travel as OCI images; {up} of {len(self.images)} run. Version {VERSION}."
 
     def _metrics_requests(self) -> Sequence[Request]:
-        from exporter.export import otlp  # noqa: PLC0415 - see _make_deliveries
+        from exporter.export import otlp  # noqa: PLC0415 - protobuf, 10 MB that an agent which is only scraped does not carry
 
         with self._snapshot(self.images) as snapshot:
             return otlp.metrics(snapshot)
@@ -370,11 +548,19 @@ class Agent:
         frames: list[FrameView] = []
         with contextlib.ExitStack() as held:
             for image in images:
-                program = image.program
-                if program is None:
-                    continue
-                held.enter_context(program.lock)
-                if image.shows(program):
+                program = self._hold(image, held)
+                if program is not None and image.shows(program):
                     image.read(program, arrived_s)
                     frames += program.frames()
             yield Snapshot(time.time_ns(), self.resource, frames)
+
+    @staticmethod
+    def _hold(image: Image, held: contextlib.ExitStack) -> Program | None:
+        """Take the lock of what an image runs; while waiting for it, that may have become another version."""
+        while (program := image.program) is not None:
+            program.lock.acquire()
+            if image.program is program:
+                held.callback(program.lock.release)
+                return program
+            program.lock.release()
+        return None

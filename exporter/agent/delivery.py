@@ -35,6 +35,7 @@ class _Delivery:
         self._sender = sender
         self._signal = signal
         self._repeats = log.Repeats()
+        self.beat_s = time.monotonic()
 
     def items(self) -> dict[tuple[str, str], int]:
         """Items so far by signal and outcome."""
@@ -89,6 +90,7 @@ class MetricsDelivery(_Delivery):
         """Post until ``stop`` is set; the first time after a random part of the interval, so that a fleet spreads."""
         due_s = time.monotonic() + random.uniform(0.0, min(self._interval_s, 10.0))  # noqa: S311 - spreads load
         while not stop.wait(max(0.0, due_s - time.monotonic())):
+            self.beat_s = time.monotonic()
             # A late one is followed by the next on the same beat, not by a burst.
             due_s = max(due_s + self._interval_s, time.monotonic())
             self._post(stop, due_s)
@@ -118,11 +120,13 @@ class LogsDelivery(_Delivery):
         self._ledger = ledger
         self._resource = resource
         self._held: list[Parcel] = []
+        self._torn = False
         self._requests: deque[Request] = deque()
 
     def run(self, stop: threading.Event) -> None:
         """Post until ``stop`` is set; what is then in hand stays for :meth:`flush`."""
         while not stop.is_set():
+            self.beat_s = time.monotonic()
             if not self._held:
                 if not self._queue.wait(0.5):
                     continue
@@ -144,8 +148,18 @@ class LogsDelivery(_Delivery):
             log.warn("events dropped at the end", records=sum(parcel.records for parcel in left), url=self._sender.url)
         self._held = []
 
+    def give_back(self) -> None:
+        """Put what is in hand back, for another delivery from the same queue."""
+        if self._torn:  # some of its records were answered already, and they cannot be told from the others
+            torn = self._held.pop(0)
+            self._ledger.settle(torn.image, torn.stream, dropped=torn.records, reason="reload")
+        self._queue.give_back(self._held)
+        self._held = []
+        self._requests.clear()
+
     def _pick(self) -> bool:
         """Take parcels in hand: one larger than a request, or several that fit into one."""
+        self._torn = False
         self._held = self._queue.take(REQUEST_BYTES)
         self._requests = deque(otlp.logs(self._resource, [(parcel.scope, parcel.body) for parcel in self._held]))
         return bool(self._held)
@@ -175,9 +189,19 @@ class LogsDelivery(_Delivery):
                 return outcome
             bound_s = min(_BACKOFF_MAX_S, _BACKOFF_FIRST_S * 2.0 ** min(attempt, 20))
             pause_s = max(random.uniform(0.0, bound_s), outcome.retry_after_s or 0.0)  # noqa: S311 - spreads load
-            if time.monotonic() + pause_s >= end or stop.wait(pause_s):
+            if time.monotonic() + pause_s >= end or not self._pause(pause_s, stop):
                 return None
             attempt += 1
+
+    def _pause(self, seconds: float, stop: threading.Event) -> bool:
+        """Wait, however long the receiver asked for, and be seen to; whether it was not stopped."""
+        until_s = time.monotonic() + seconds
+        while (left_s := until_s - time.monotonic()) > 0:
+            self.beat_s = time.monotonic()
+            if stop.wait(min(left_s, 10.0)):
+                return False
+        self.beat_s = time.monotonic()
+        return not stop.is_set()
 
     def _settle(self, outcome: Outcome, items: int) -> None:
         """Give ``items`` of the parcels in hand, oldest first, their end."""
@@ -191,3 +215,4 @@ class LogsDelivery(_Delivery):
             refused -= failed
             left = parcel.records - part
             self._held[:1] = [replace(parcel, records=left)] if left else []
+            self._torn = bool(left)

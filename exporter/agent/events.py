@@ -12,7 +12,7 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -95,7 +95,8 @@ class Parcel:
     """Encoded records of one stream that travel together.
 
     Attributes:
-        body: ``LogRecord`` messages, each with tag and length as in ``ScopeLogs``.
+        body: ``LogRecord`` messages, each with tag and length as in ``ScopeLogs``; or JSON lines.
+        decides: Whether what becomes of it is what the ledger says. Of two receivers the first decides.
     """
 
     image: str
@@ -103,6 +104,7 @@ class Parcel:
     scope: Scope
     records: int
     body: bytes
+    decides: bool = True
 
 
 class ParcelQueue:
@@ -124,6 +126,13 @@ class ParcelQueue:
             self._changed.notify()
             return True
 
+    def give_back(self, parcels: Sequence[Parcel]) -> None:
+        """Take back the oldest, whatever the limit."""
+        with self._changed:
+            self._parcels.extendleft(reversed(parcels))
+            self._bytes += sum(len(parcel.body) for parcel in parcels)
+            self._changed.notify()
+
     def wait(self, timeout_s: float) -> bool:
         """Sleep until there is a parcel, at most ``timeout_s``; whether there is one."""
         with self._changed:
@@ -141,6 +150,35 @@ class ParcelQueue:
             return taken
 
 
+class LineAccount:
+    """The way to the JSON lines: its queue, and what became of the records sent along it."""
+
+    def __init__(self, limit_bytes: int = QUEUE_LIMIT_BYTES) -> None:
+        self.queue = ParcelQueue(limit_bytes)
+        self._lock = threading.Lock()
+        self._written = 0
+        self._dropped = 0
+
+    def write(self, ledger: Ledger, parcel: Parcel) -> None:
+        """Enter records that were written."""
+        with self._lock:
+            self._written += parcel.records
+        if parcel.decides:
+            ledger.settle(parcel.image, parcel.stream, exported=parcel.records)
+
+    def drop(self, ledger: Ledger, parcel: Parcel, reason: str) -> None:
+        """Enter records that never will be."""
+        with self._lock:
+            self._dropped += parcel.records
+        if parcel.decides:
+            ledger.settle(parcel.image, parcel.stream, dropped=parcel.records, reason=reason)
+
+    def counts(self) -> dict[str, int]:
+        """Records so far by outcome."""
+        with self._lock:
+            return {"written": self._written, "dropped": self._dropped}
+
+
 class Batch(Protocol):
     """What a decoder makes of records."""
 
@@ -152,6 +190,8 @@ class Batch(Protocol):
     def dropped(self) -> Mapping[str, int]: ...
     @property
     def otlp(self) -> bytes: ...
+    @property
+    def json(self) -> bytes: ...
 
 
 class Stream(Protocol):
@@ -164,7 +204,7 @@ class Stream(Protocol):
 
     @property
     def ring(self) -> Any: ...  # noqa: ANN401 - a kernel.Map, which only kernel.RingReader looks into
-    def decode(self, records: bytes, *, otlp: bool) -> Batch: ...
+    def decode(self, records: bytes, *, otlp: bool, json: bool) -> Batch: ...
 
 
 class Rings(Protocol):
@@ -183,17 +223,23 @@ class EventReader:
 
     Args:
         ledger: Every record read is entered there.
-        queue: Where exported records go; None if there is no receiver.
+        queue: Where exported records go for OTLP; None if there is no receiver.
     """
 
     def __init__(self, ledger: Ledger, queue: ParcelQueue | None, rings: Rings) -> None:
         self._ledger = ledger
         self._queue = queue
+        self._lines: LineAccount | None = None
         self._rings = rings
         self._turn = threading.Lock()
         self._streams: dict[int, Stream] = {}
         self._repeats = log.Repeats()
         self.beat_s = time.monotonic()
+
+    def route(self, queue: ParcelQueue | None, lines: LineAccount | None) -> None:
+        """Send what is read from here on to these."""
+        with self._turn:
+            self._queue, self._lines = queue, lines
 
     def add(self, stream: Stream) -> None:
         """Read this one too; raises ``KernelError`` if its ring cannot be read."""
@@ -245,22 +291,28 @@ class EventReader:
     def deliver(self, stream: Stream, records: bytes) -> None:
         """Decode records just read and enter them; what cannot be decoded or queued is counted as such."""
         image, name = stream.image, stream.name
+        queue, lines = self._queue, self._lines
         try:
-            batch = stream.decode(records, otlp=self._queue is not None)
+            batch = stream.decode(records, otlp=queue is not None, json=lines is not None)
         except Exception as error:  # one stream's bug must not stop the others
             if self._repeats.count((image, name), repr(error)):
                 log.bug("decoding records failed", image=image, stream=name)
             self._ledger.receive(image, name, failed=count_records(records))
             return
-        if self._queue is None:
+        if queue is None and lines is None:
             dropped = {**batch.dropped, "no_receiver": batch.exported}
             self._ledger.receive(image, name, failed=batch.failed, dropped=dropped)
             return
         # Entered first: the sender may settle a parcel the moment it is in the queue.
         self._ledger.receive(image, name, failed=batch.failed, dropped=batch.dropped, queued=batch.exported)
-        parcel = Parcel(image, name, stream.scope, batch.exported, batch.otlp)
-        if batch.exported and not self._queue.put(parcel):
+        if not batch.exported:
+            return
+        if queue is not None and not queue.put(Parcel(image, name, stream.scope, batch.exported, batch.otlp)):
             self._ledger.settle(image, name, dropped=batch.exported, reason="queue_full")
+        if lines is not None:
+            parcel = Parcel(image, name, stream.scope, batch.exported, batch.json, decides=queue is None)
+            if not lines.queue.put(parcel):
+                lines.drop(self._ledger, parcel, "queue_full")
 
 
 def count_records(records: bytes) -> int:

@@ -18,8 +18,8 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from exporter.config import ImageConfig, RegistryConfig, RetryConfig
 from exporter.errors import ImageError, KernelError, PlanError, Problems, SkepError
@@ -28,10 +28,14 @@ from exporter.plan import Plan
 
 from . import log
 from .events import EventReader
-from .program import Program, Resolve, load, plan_bundle
-from .telemetry import ImageStatus
+from .fdstore import DescriptorStore, Identity
+from .program import Program, Resolve, load, plan_bundle, plan_identity
+from .status import ImageDocument, Rates
+from .telemetry import ImageStatus, StreamCounts
 
 _FLOOR_S = 0.05
+_EXCLUSIVE = ("xdp", "flow_dissector")
+"""Hooks that take one program: a newer version can only attach when the older is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,7 @@ class Surroundings:
         loading: Bounds how many loader processes run at a time.
         claim: Takes a plan's metric names for an image, or raises ``PlanError`` naming who has one.
         prune: Drops versions from the store that are too old.
+        kept: Where descriptors outlive this process.
         changed: Called after each change of an image's state.
     """
 
@@ -55,6 +60,7 @@ class Surroundings:
     prune: Callable[[], None]
     changed: Callable[[], None]
     stop: threading.Event
+    kept: DescriptorStore
 
 
 class Image:
@@ -65,6 +71,9 @@ class Image:
         self.name = config.name
         self.program: Program | None = None
         self.due_s = 0.0
+        self.tried = False
+        self.since_s = time.time()
+        self._wanted = config
         self._around = around
         self._state = "pulling"
         self._reason = ""
@@ -93,6 +102,7 @@ class Image:
     def bring_up(self) -> None:
         """Get it, load it, run it; whatever goes wrong is told here and tried again at :attr:`due_s`."""
         self.due_s = float("inf")
+        self.config = self._wanted
         displaced, self._displaced = self._displaced, None
         if displaced is not None:
             self.stop()
@@ -100,7 +110,7 @@ class Image:
             return
         try:
             bundle, pull_error = self._pull()
-            if self.program is None or self.program.bundle.digest != bundle.digest:
+            if not self._runs(bundle):
                 self._replace(bundle)
         except SkepError as error:
             self._fail(error)
@@ -109,6 +119,17 @@ class Image:
             self._fail(SkepError(f"internal error: {error!r}; please report it with the traceback in the log"))
         else:
             self._settle(pull_error)
+        finally:
+            self.tried = True
+
+    def reconfigure(self, config: ImageConfig, around: Surroundings) -> None:
+        """Have another configuration take effect; what runs goes on until that is up."""
+        self._around = around
+        if _essence(config) == _essence(self._wanted):
+            return
+        self._wanted = config
+        self._attempts = 0
+        self.due_s = 0.0
 
     def _pull(self) -> tuple[Bundle, ImageError | None]:
         """Get the bundle; with ``pull: always`` a stored one will do, and the registry's error is given with it."""
@@ -130,30 +151,149 @@ class Image:
             except ImageError:
                 raise error from None
 
+    def _runs(self, bundle: Bundle) -> bool:
+        """Whether just this runs already."""
+        program = self.program
+        if program is None or program.bundle.digest != bundle.digest:
+            return False
+        return _essence(program.config) == _essence(self.config)
+
     def _replace(self, bundle: Bundle) -> None:
         """Run this bundle instead of whatever ran before, which goes on until the new one is attached."""
         self._bundle = bundle
         old = self.program
         self._progress("loading")
         plan = plan_bundle(bundle, self.config)
-        self._around.claim(self.name, plan)
-        with self._around.loading:
-            program = load(bundle, plan, self.config, resolve=self._around.resolve)
+        identity = Identity(self.name, str(bundle.object_digest), plan_identity(plan))
+        if old is not None and (str(old.bundle.object_digest), old.identity) == (identity.object, identity.plan):
+            # Another digest of the same object, or a change of what does not concern the kernel.
+            old.bundle, old.config = bundle, self.config
+            return
+        try:
+            self._around.claim(self.name, plan)
+            program = self._taken_back(bundle, plan, identity) if old is None else None
+            if program is None:
+                program = self._loaded(bundle, plan, old)
+                self._keep(program, identity)
+        except BaseException:
+            self._reclaim()
+            raise
         for note in plan.notes:
             log.debug("note on the plan", image=self.name, note=note)
         if not plan.tables and not plan.streams:
             log.warn("image exports nothing", image=self.name, reason="; ".join(plan.notes))
+        self._read_error = ""
+        if old is None:
+            self.program = program
+        else:
+            self._switch(old, program)
+        self._around.prune()
+
+    def _taken_back(self, bundle: Bundle, plan: Plan, identity: Identity) -> Program | None:
+        """What went on counting since an agent before this one ended, if it is the same."""
+        kept = self._around.kept.take(identity)
+        if kept is None:
+            return None
+        key, collection, start_ns = kept
+        try:
+            program = Program(bundle, plan, self.config, collection, self._around.resolve, start_ns=start_ns)
+            program.key = key
+        except BaseException:
+            collection.close()
+            self._around.kept.drop(key)
+            raise
+        try:
+            self._read_rings(program)
+        except BaseException:
+            self._close(program)
+            raise
+        log.info("programs went on while the agent was away", image=self.name, for_s=time.time() - start_ns / 1e9)
+        return program
+
+    def _loaded(self, bundle: Bundle, plan: Plan, old: Program | None) -> Program:
+        """Load it beside what runs; or, on a hook that takes one program only, instead of it."""
+        instead = old is not None and any(_head(program.section) in _EXCLUSIVE for program in old.plan.programs)
+        if old is not None and instead:
+            self._around.kept.drop(old.key)
+            old.key = ""
+            old.detach()
+        try:
+            with self._around.loading:
+                program = load(bundle, plan, self.config, resolve=self._around.resolve, before=old)
+        except SkepError:
+            if old is not None and instead:
+                self._load_again(old)
+            raise
+        try:
+            self._read_rings(program)
+        except BaseException:
+            program.close()
+            raise
+        return program
+
+    def _load_again(self, old: Program) -> None:
+        """The newer version could not attach where the older one had to make room."""
+        try:
+            with self._around.loading:
+                again = load(old.bundle, old.plan, old.config, resolve=self._around.resolve, before=old)
+            self._read_rings(again)
+        except SkepError as error:
+            log.error("the version from before cannot be loaded again", image=self.name, reason=one_line(error))
+            self.stop()
+        else:
+            self._keep(again, Identity(self.name, str(old.bundle.object_digest), old.identity))
+            self._switch(old, again)
+
+    def _keep(self, program: Program, identity: Identity) -> None:
+        """Store its descriptors where they outlive this process, if there is such a place."""
+        try:
+            program.key = self._around.kept.put(identity, program.collection, program.start_ns)
+        except SkepError as error:
+            log.warn("programs will not outlive a restart of the agent", image=self.name, reason=one_line(error))
+
+    def _read_rings(self, program: Program) -> None:
+        added = []
         try:
             for stream in program.streams:
                 self._around.reader.add(stream)
-        except SkepError:
-            self._close(program)
+                added.append(stream)
+        except BaseException:
+            for stream in added:
+                self._around.reader.remove(stream)
             raise
-        self.program = program
-        self._read_error = ""
-        if old is not None:
-            self._close(old)
-        self._around.prune()
+
+    def _switch(self, old: Program, program: Program) -> None:
+        """Detach the old version, now that the new one is attached, and let the new one carry its counts on."""
+        self._around.kept.drop(old.key)
+        old.detach()
+        overlap_s = max(0.0, time.monotonic() - program.loaded_s)
+        carried = 0
+        with old.lock, program.lock:
+            try:
+                carried = program.succeed(old)
+            except Exception:  # a bug must not leave an image without a program; its series begin anew
+                log.bug("carrying counts over failed", image=self.name)
+            self.program = program
+        for stream in old.streams:
+            self._around.reader.remove(stream)
+        old.close()
+        log.info(
+            "image switched to another version",
+            image=self.name,
+            from_digest=old.bundle.digest,
+            to_digest=program.bundle.digest,
+            tables_carried=carried,
+            tables_new=len(program.plan.tables) - carried,
+            overlap_ms=round(overlap_s * 1000, 3),
+        )
+
+    def _reclaim(self) -> None:
+        """Metric names are claimed for what runs, since what was to run does not."""
+        if self.program is not None:
+            try:
+                self._around.claim(self.name, self.program.plan)
+            except PlanError as error:
+                self.displace(error)
 
     def _settle(self, pull_error: ImageError | None) -> None:
         assert self.program is not None
@@ -216,7 +356,8 @@ class Image:
         bound_s = min(retry.max_s, retry.first_s * 2.0 ** min(self._attempts, 40))
         self._attempts += 1
         wait_s = max(_FLOOR_S, random.uniform(0.0, bound_s))  # noqa: S311 - spreads load, guards nothing
-        self.due_s = time.monotonic() + wait_s
+        if self.due_s > 0:  # unless something else is wanted meanwhile, which is due now
+            self.due_s = time.monotonic() + wait_s
         return wait_s
 
     def displace(self, error: PlanError) -> None:
@@ -249,15 +390,17 @@ class Image:
             self._read_error = error
             self._around.changed()
 
-    def stop(self) -> None:
-        """Detach it."""
+    def stop(self, *, leave: bool = False) -> None:
+        """Detach it; with ``leave`` what systemd holds stays attached and goes on counting."""
         program, self.program = self.program, None
         if program is not None:
-            self._close(program)
+            self._close(program, leave=leave)
 
-    def _close(self, program: Program) -> None:
+    def _close(self, program: Program, *, leave: bool = False) -> None:
         for stream in program.streams:
             self._around.reader.remove(stream)
+        if not leave:
+            self._around.kept.drop(program.key)
         program.close()
 
     def _progress(self, state: str) -> None:
@@ -267,8 +410,54 @@ class Image:
 
     def _enter(self, state: str, reason: str) -> None:
         if (state, reason) != (self._state, self._reason):
+            if state != self._state:
+                self.since_s = time.time()
             self._state, self._reason = state, reason
             self._around.changed()
+
+    def document(self, counts: Sequence[StreamCounts], rates: Rates) -> ImageDocument:
+        """What ``skep status`` shows of it."""
+        program, status = self.program, self.status()
+        wait_s = self.due_s - time.monotonic()
+        enabled = {stream.plan.event_name: stream.plan.enabled for stream in program.streams} if program else {}
+        return {
+            "name": self.name,
+            "ref": self.config.ref,
+            "digest": status.digest,
+            "version": status.version,
+            "format": status.format,
+            "state": status.state,
+            "reason": self.reason,
+            "since": self.since_s,
+            "counting_since": program.start_ns / 1e9 if program is not None else 0.0,
+            "retry_in_s": max(0.0, wait_s) if wait_s != float("inf") else None,
+            "required": self.config.required,
+            "series": status.series,
+            "series_limit": self.config.limits.series,
+            "kept_over_restart": program is not None and bool(program.key),
+            "programs": [
+                {"name": one.name, "id": one.id, "attached": one.attached, "error": one.error}
+                for one in (program.collection.programs if program is not None else ())
+            ],
+            "streams": [
+                {
+                    "name": one.stream,
+                    "enabled": enabled.get(one.stream, False),
+                    "received": one.received,
+                    "exported": one.exported,
+                    "failed": one.failed,
+                    "queued": one.queued,
+                    "dropped": dict(one.dropped),
+                    "received_per_s": rates.rate(one),
+                }
+                for one in counts
+                if one.image == self.name
+            ],
+            "maps": [
+                {"name": name, "entries": entries, "max_entries": most}
+                for name, (entries, most) in status.map_entries.items()
+            ],
+        }
 
     def status(self) -> ImageStatus:
         """What there is to tell."""
@@ -296,6 +485,15 @@ class Image:
             scrape_s=last.took_s,
             scrape_ok=last.took_s is not None and not last.error,
         )
+
+
+def _essence(config: ImageConfig) -> ImageConfig:
+    """All of it but where it stands."""
+    return replace(config, file="", line=0)
+
+
+def _head(section: str) -> str:
+    return section.lstrip("?").partition("/")[0].partition(".")[0]
 
 
 def one_line(error: SkepError) -> str:

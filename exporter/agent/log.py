@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import TextIO
 
@@ -21,9 +22,14 @@ _logger = logging.getLogger("skep")
 
 
 def configure(level: str, form: str, stream: TextIO | None = None) -> None:
-    """Send the log to stderr (or ``stream``) from ``level`` on, in one of :data:`FORMATS`."""
-    handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(_Logfmt() if form == "logfmt" else _Json())
+    """Send the log to stderr (or ``stream``) from ``level`` on, in one of :data:`FORMATS`.
+
+    To the journal each line says its priority, so that ``journalctl -p err`` finds it.
+    """
+    target = stream or sys.stderr
+    handler = logging.StreamHandler(target)
+    formatter: logging.Formatter = _Logfmt() if form == "logfmt" else _Json()
+    handler.setFormatter(_Prioritised(formatter) if goes_to_journal(target) else formatter)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
@@ -55,6 +61,27 @@ def error(message: str, **fields: object) -> None:
 def bug(message: str, **fields: object) -> None:
     """Log an exception that should not have happened, with its traceback."""
     _logger.exception(message, extra={"fields": fields})
+
+
+def goes_to_journal(stream: TextIO, environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether a stream is the one systemd connected to the journal: ``$JOURNAL_STREAM`` is its device and inode."""
+    try:
+        there = os.fstat(stream.fileno())
+    except (OSError, ValueError):
+        return False
+    return environment.get("JOURNAL_STREAM") == f"{there.st_dev}:{there.st_ino}"
+
+
+class _Prioritised(logging.Formatter):
+    """Puts ``<N>`` before each line (sd-daemon(3)): 7 is debug, 6 info, 4 warning, 3 error."""
+
+    def __init__(self, inner: logging.Formatter) -> None:
+        super().__init__()
+        self._inner = inner
+
+    def format(self, record: logging.LogRecord) -> str:
+        priority = 3 if record.levelno >= logging.ERROR else 4 if record.levelno >= logging.WARNING else 6
+        return f"<{7 if record.levelno < logging.INFO else priority}>{self._inner.format(record)}"
 
 
 class _Fields(logging.Formatter):

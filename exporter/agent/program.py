@@ -8,21 +8,22 @@ thread; the agent and ``skep run`` call it from theirs.
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 
 from exporter import bpf, collect, kernel
 from exporter.config import AttachConfig, ImageConfig
-from exporter.errors import PlanError, SkepError
+from exporter.errors import SkepError
 from exporter.image import Bundle
 from exporter.kernel.lookup import Lookup
 from exporter.model import FrameView, Scope
 from exporter.plan import Plan, StreamPlan, TablePlan, make_plan
 
 LOAD_DEADLINE_S = 60.0
-RESERVED_PREFIXES = ("skep_", "process_", "scrape_")
 
 Resolve = Callable[[str, int], str]
 
@@ -34,27 +35,31 @@ def plan_bundle(bundle: Bundle, config: ImageConfig) -> Plan:
         ObjectError: the bytes are not a BPF object.
         PlanError, Problems: object, metadata, configuration and limits do not go together.
     """
-    plan = make_plan(
+    return make_plan(
         bpf.read_object(bundle.object),
         config=config,
         version=bundle.version,
         metadata=bundle.metadata,
         possible_cpus=kernel.possible_cpus(),
     )
-    for table in plan.tables:
-        for metric in table.metrics:
-            name = metric.instrument.prometheus_name
-            if name.startswith(RESERVED_PREFIXES):
-                raise PlanError(
-                    f"image {config.name!r}: metric {name!r} begins as the agent's own do; "
-                    f"rename it with metrics.{name}.rename",
-                    code="plan.clash",
-                )
-    return plan
 
 
-def load(bundle: Bundle, plan: Plan, config: ImageConfig, *, resolve: Resolve) -> Program:
+def plan_identity(plan: Plan) -> str:
+    """Give a digest of all in a plan that decides what is loaded and what its numbers mean; prose is not."""
+    told = asdict(replace(plan, description="", notes=(), map_memory=0))
+    return hashlib.sha256(json.dumps(told, default=_plain, separators=(",", ":")).encode()).hexdigest()
+
+
+def _plain(value: object) -> object:
+    return value.hex() if isinstance(value, bytes) else str(value)
+
+
+def load(
+    bundle: Bundle, plan: Plan, config: ImageConfig, *, resolve: Resolve, before: Program | None = None
+) -> Program:
     """Load, attach and open everything that ``plan`` reads.
+
+    ``before`` runs now and will be succeeded, see :meth:`Program.succeed`.
 
     Raises:
         KernelError: this kernel refused the object, every program, or with ``partial: refuse`` any.
@@ -77,7 +82,7 @@ def load(bundle: Bundle, plan: Plan, config: ImageConfig, *, resolve: Resolve) -
     )
     collection = kernel.load(request)
     try:
-        return Program(bundle, plan, config, collection, resolve)
+        return Program(bundle, plan, config, collection, resolve, before=before)
     except BaseException:
         collection.close()
         raise
@@ -107,18 +112,44 @@ class Program:
         lost: Of each stream whose program counts them: records it could not put into its ring.
         lock: Held while its frames are read or shown: whoever encodes a frame holds it.
         streams: Its rings; the reader thread owns what they count.
+        start_ns: When its maps began to count, ``CLOCK_REALTIME``.
+        identity: Of its plan.
+        loaded_s: When it was attached, monotonic; an instant later at most.
+        key: Under which its descriptors are kept by somebody else, empty if they are not.
+
+    Args:
+        start_ns: Default: now.
+        before: What it will succeed; a series budget is then shared, so that the limit holds for both together.
     """
 
     def __init__(
-        self, bundle: Bundle, plan: Plan, config: ImageConfig, collection: kernel.Collection, resolve: Resolve
+        self,
+        bundle: Bundle,
+        plan: Plan,
+        config: ImageConfig,
+        collection: kernel.Collection,
+        resolve: Resolve,
+        *,
+        start_ns: int = 0,
+        before: Program | None = None,
     ) -> None:
         self.bundle = bundle
         self.plan = plan
+        self.config = config
         self.collection = collection
         self.lock = threading.Lock()
         self.last_read = Read()
-        self._budget = collect.SeriesBudget(config.limits.series)
-        start_ns = time.time_ns()
+        self.loaded_s = time.monotonic()
+        self.start_ns = start_ns = start_ns or time.time_ns()
+        self.key = ""
+        self.identity = plan_identity(plan)
+        self._budget: collect.SeriesBudget
+        if before is not None and before.config.limits.series == config.limits.series:
+            self._budget = before._budget
+        else:
+            self._budget = collect.SeriesBudget(config.limits.series)
+        self._folded_before = 0
+        self._lost_before: Mapping[str, int] = {}
         # A map whose metrics keep different labels has several frames; it is read once for all.
         self._frames: dict[str, list[collect.Frame]] = {}
         for table in plan.tables:
@@ -169,7 +200,8 @@ class Program:
         for stream in self.streams:
             if stream.plan.lost_map:
                 with contextlib.suppress(SkepError):  # then it shows the last count
-                    self.lost[stream.name] = sum_rows(self.collection.maps[stream.plan.lost_map])
+                    count = sum_rows(self.collection.maps[stream.plan.lost_map])
+                    self.lost[stream.name] = self._lost_before.get(stream.name, 0) + count
         self.last_read = Read(began_s, time.monotonic() - began_s, "; ".join(errors))
 
     def give_up_read(self, began_s: float, error: str) -> None:
@@ -199,6 +231,42 @@ class Program:
         frames = {name: iter(frames) for name, frames in self._frames.items()}
         return [(table, next(frames[table.map])) for table in self.plan.tables]
 
+    def succeed(self, old: Program) -> int:
+        """Take over the series of what ran before, for every table that means the very same.
+
+        Their values are then the last of the old maps plus those of the new ones, from their old start on; series of
+        other tables begin anew. Both attached at once for a moment, so what happened then is in both; the other order
+        would lose it. The caller holds both locks, has detached ``old``, and never reads it again.
+
+        Returns:
+            How many tables go on.
+        """
+        old.read(time.monotonic())
+        now_ns = time.time_ns()
+        left = old.tables()
+        carried = 0
+        folded = old.folded
+        for frames in self._frames.values():
+            for index, frame in enumerate(frames):
+                same = next((one for table, one in left if table == frame.plan and self._enums_like(old, table)), None)
+                if same is None:
+                    continue
+                same.forget_rows(now_ns)
+                same.scope = self.plan.scope
+                frames[index] = same
+                left = [(table, one) for table, one in left if one is not same]
+                carried += 1
+                folded -= same.folded_total
+        old._frames = {}
+        self._folded_before = folded
+        self._lost_before = dict(old.lost)
+        return carried
+
+    def _enums_like(self, old: Program, table: TablePlan) -> bool:
+        """Whether the numbers of the enums in a table's labels mean the same: a module may have come or gone."""
+        names = {rule.enum_name for rule in table.labels if rule.enum_name}
+        return all(self.collection.enums.get(name) == old.collection.enums.get(name) for name in names)
+
     @property
     def series(self) -> int:
         """Live label sets times metrics, over all its frames."""
@@ -207,7 +275,12 @@ class Program:
     @property
     def folded(self) -> int:
         """Label sets folded into overflow series so far."""
-        return sum(frame.folded_total for frames in self._frames.values() for frame in frames)
+        now = sum(frame.folded_total for frames in self._frames.values() for frame in frames)
+        return self._folded_before + now
+
+    def detach(self) -> None:
+        """Detach its programs; its maps can still be read."""
+        self.collection.detach()
 
     def close(self) -> None:
         """Detach its programs and let go of its maps."""

@@ -75,6 +75,12 @@ class Source(Protocol):
     def otlp_items(self) -> Mapping[tuple[str, str], int]:
         """Items by signal (metrics, logs) and outcome (accepted, rejected, failed)."""
 
+    def line_counts(self) -> Mapping[str, int]:
+        """Records by what became of their JSON lines (written, dropped)."""
+
+    def last_reload(self) -> tuple[bool, float]:
+        """Whether the configuration was good when it was read last, and when a good one was, in Unix seconds."""
+
 
 class OwnMetrics(Collector):
     """Renders the agent's own metrics as Prometheus text 0.0.4."""
@@ -100,6 +106,25 @@ class OwnMetrics(Collector):
             "Data points and log records posted over OTLP, by what became of them.",
             ("signal", "outcome"),
             self._source.otlp_items().items(),
+        )
+        yield _counter(
+            "skep_json_events",
+            "Records sent to the JSON lines of events.json, by what became of them.",
+            ("outcome",),
+            [((outcome,), count) for outcome, count in self._source.line_counts().items()],
+        )
+        successful, success_s = self._source.last_reload()
+        yield _gauge(
+            "skep_config_last_reload_successful",
+            "Whether the configuration was good when it was read last.",
+            (),
+            [((), int(successful))],
+        )
+        yield _gauge(
+            "skep_config_last_reload_success_timestamp_seconds",
+            "When a configuration that was good was read last.",
+            (),
+            [((), success_s)],
         )
 
     @staticmethod

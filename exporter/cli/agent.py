@@ -10,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-from exporter.config import AgentConfig, config_files, json_schema, load
+from exporter.config import AgentConfig, config_files, json_schema, load, parse_duration
 
 DEFAULT_FILE = Path("/etc/skep/agent.yaml")
 DEFAULT_ADDRESS = ":19435"
@@ -58,6 +58,22 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="scrapes answered at a time, 0 for no limit (default: 40)",
     )
     agent.add_argument(
+        "--config.check-interval",
+        dest="check_interval_s",
+        metavar="DURATION",
+        type=_duration,
+        default=30.0,
+        help="how often to look whether the configuration's content changed, 0s for never; SIGHUP reads it anyway "
+        "(default: 30s)",
+    )
+    agent.add_argument(
+        "--status.socket",
+        dest="status_socket",
+        metavar="PATH",
+        help="where `skep status` asks; empty for nowhere (default: /run/skep/agent.sock; for a user, "
+        "skep/agent.sock in $XDG_RUNTIME_DIR)",
+    )
+    agent.add_argument(
         "--log.level",
         dest="log_level",
         choices=("debug", "info", "warn", "error"),
@@ -92,6 +108,13 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _duration(text: str) -> float:
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def read_configuration(files: list[Path]) -> AgentConfig:
     """Read files as one configuration, references judged too.
 
@@ -104,18 +127,28 @@ def read_configuration(files: list[Path]) -> AgentConfig:
 
 
 def _agent(args: argparse.Namespace) -> int:
-    config = read_configuration(config_files(args.config_file, args.config_dir))
+    def files() -> list[Path]:
+        return config_files(args.config_file, args.config_dir)
+
+    config = read_configuration(files())
     # Everything the agent stands on, some 60 MB of it; not for the other verbs.
     from exporter.agent import Agent, Options  # noqa: PLC0415
     from exporter.agent.log import configure  # noqa: PLC0415
+    from exporter.agent.reload import ConfigSource  # noqa: PLC0415
+    from exporter.agent.status import default_socket  # noqa: PLC0415
 
     configure(args.log_level, args.log_format)
+    status_socket: Path | None = default_socket()
+    if args.status_socket is not None:
+        status_socket = Path(args.status_socket) if args.status_socket else None
     options = Options(
         listen_addresses=tuple(args.listen_addresses or [DEFAULT_ADDRESS]),
         telemetry_path=args.telemetry_path,
         max_requests=args.max_requests,
+        status_socket=status_socket,
     )
-    return Agent(config, options).run()
+    source = ConfigSource(files, lambda: read_configuration(files()), args.check_interval_s)
+    return Agent(config, options, source).run()
 
 
 def _check(args: argparse.Namespace) -> int:

@@ -14,8 +14,11 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
+
+from tests.support.systemd import ServiceManager
 
 ROOT = Path(__file__).parents[2]
 SKEP = (sys.executable, "-m", "exporter")
@@ -131,10 +134,39 @@ class Agent:
             self.process.send_signal(signal.SIGTERM)
         return self.process.wait(30)
 
+    def kill(self) -> None:
+        """SIGKILL, and it is gone."""
+        self.process.kill()
+        self.process.wait(30)
+
+    def status(self) -> dict[str, Any]:
+        """What ``skep status --json`` prints."""
+        done = skep("status", "--json", f"--status.socket={self.directory / 'agent.sock'}")
+        assert done.returncode in (0, 3), done.stderr
+        return dict(json.loads(done.stdout))
+
+    def programs(self) -> set[int]:
+        """The kernel's numbers of the programs it has attached."""
+        return {one["id"] for image in self.status()["images"] for one in image["programs"] if one["attached"]}
+
     def state_file(self) -> dict[str, dict[str, str]]:
         """What ``skep list`` would show, by image name."""
         entries = json.loads((self.directory / "store" / "agent-state.json").read_text())["images"]
         return {entry["name"]: entry for entry in entries}
+
+
+def in_kernel(programs: set[int]) -> set[int]:
+    """Which of these programs the kernel has."""
+    shown = subprocess.run(["bpftool", "prog", "show", "-j"], capture_output=True, text=True, check=True)
+    return programs & {program["id"] for program in json.loads(shown.stdout)}
+
+
+def gone_from_kernel(programs: set[int]) -> bool:
+    """Whether the kernel has none of these programs, or soon: it frees them a moment after their last descriptor."""
+    end = time.monotonic() + 5
+    while in_kernel(programs) and time.monotonic() < end:
+        time.sleep(0.1)
+    return bool(programs) and not in_kernel(programs)
 
 
 @contextlib.contextmanager
@@ -144,17 +176,32 @@ def running_agent(
     *arguments: str,
     environment: Mapping[str, str] | None = None,
     prefix: tuple[str, ...] = (),
+    manager: ServiceManager | None = None,
+    stdout: int | None = None,
 ) -> Iterator[Agent]:
-    """Run an agent on a free port with its store in ``directory``; it is gone when the block ends."""
+    """Run an agent on a free port with its store in ``directory``; it is gone when the block ends.
+
+    With a service manager it is started as its service, with what that keeps for it. The log is of this start only.
+    """
+    environment = dict(environment or {})
+    descriptors: list[int] = []
+    if manager is not None:
+        environment |= manager.environment
+        descriptors = manager.descriptors
+        prefix = (*prefix, *manager.launcher(sys.executable, descriptors))
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / "agent.yaml"
     file.write_text(f"store: {{path: store}}\n{config}")
     command = [
         *prefix, *SKEP, "agent", f"--config.file={file}", "--web.listen-address=127.0.0.1:0", "--log.format=json",
-        *arguments,
+        f"--status.socket={directory / 'agent.sock'}", *arguments,
     ]  # fmt: skip
     with (directory / "agent.log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=ROOT, stderr=log, env={**os.environ, **(environment or {})})
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=stdout, stderr=log, env={**os.environ, **environment}, pass_fds=descriptors
+        )
+    if manager is not None:
+        manager.main_pid = process.pid
     agent = Agent(directory, process)
     try:
         end = time.monotonic() + 20

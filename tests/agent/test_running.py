@@ -16,7 +16,7 @@ import pytest
 from tests.support.otlp_receiver import Answer, OtlpReceiver
 from tests.support.registry import free_port
 
-from .harness import Agent, Page, running_agent
+from .harness import Agent, Page, gone_from_kernel, in_kernel, running_agent
 from .objects import MISSING_TRACEPOINT, counting, make_calls, write
 
 PID = os.getpid()
@@ -124,26 +124,18 @@ def test_program_that_cannot_attach_degrades_its_image(tmp_path: Path) -> None:
         assert "sys_enter_nothing_like_it" in agent.lines("image failed")[0]["reason"]  # type: ignore[operator]
 
 
-def attached_programs() -> set[int]:
-    """Ids of the programs named on_enter that the kernel has now."""
-    shown = subprocess.run(["bpftool", "prog", "show", "-j"], capture_output=True, text=True, check=True)
-    return {program["id"] for program in json.loads(shown.stdout) if program.get("name") == "on_enter"}
-
-
 @pytest.mark.skipif(shutil.which("bpftool") is None, reason="needs bpftool")
 def test_sigterm_detaches_everything(tmp_path: Path) -> None:
     """After a clean end the kernel has none of our programs, and nobody is told that we still run."""
-    before = attached_programs()
     with running_agent(tmp_path, f"images: [{image(tmp_path)}]") as agent:
         agent.wait_states(calls="running")
-        assert attached_programs() - before
+        mine = agent.programs()
+        assert in_kernel(mine) == mine != set()
         assert agent.stop() == 0
         assert "skep stopped" in agent.log
         assert not (tmp_path / "store" / "agent-state.json").exists()
-    end = time.monotonic() + 5  # the kernel frees programs a moment after their last descriptor
-    while attached_programs() - before and time.monotonic() < end:
-        time.sleep(0.1)
-    assert attached_programs() - before == set()
+        assert not (tmp_path / "agent.sock").exists()
+    assert gone_from_kernel(mine)
 
 
 def test_service_manager_is_told(tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ class FakeStream:
     ring: object = None
     batch: LogBatch | Exception = field(default_factory=LogBatch)
 
-    def decode(self, records: bytes, *, otlp: bool) -> LogBatch:
+    def decode(self, records: bytes, *, otlp: bool, json: bool) -> LogBatch:
         if isinstance(self.batch, Exception):
             raise self.batch
         return self.batch

@@ -173,6 +173,12 @@ class Source:
     def otlp_items(self) -> dict[tuple[str, str], int]:
         return {("logs", "accepted"): 1}
 
+    def line_counts(self) -> dict[str, int]:
+        return {"written": 4, "dropped": 3}
+
+    def last_reload(self) -> tuple[bool, float]:
+        return False, 1.5e9
+
 
 def test_own_metrics_say_what_the_agent_knows() -> None:
     """Each is in the text once, with its labels, and the events' account balances."""
@@ -206,6 +212,9 @@ def test_own_metrics_say_what_the_agent_knows() -> None:
         ("skep_events_dropped_total", dns, ("reason", "rate"), stream): 8,
         ("skep_events_queued", dns, stream): 4,
         ("skep_otlp_items_total", ("outcome", "accepted"), ("signal", "logs")): 1,
+        ("skep_json_events_total", ("outcome", "dropped")): 3,
+        ("skep_config_last_reload_successful",): 0,
+        ("skep_config_last_reload_success_timestamp_seconds",): 1.5e9,
     }  # fmt: skip
     assert {key: samples.get(key) for key in expected} == expected
     states = [key for key in samples if key[0] == "skep_image_state"]

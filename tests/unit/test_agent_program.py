@@ -13,7 +13,9 @@ import pytest
 
 from exporter.agent import image as life
 from exporter.agent.events import EventReader, Ledger
+from exporter.agent.fdstore import DescriptorStore
 from exporter.agent.program import Program, plan_bundle
+from exporter.agent.systemd import Notifier
 from exporter.config import ImageConfig, RetryConfig
 from exporter.errors import ImageError, KernelError, PlanError
 from exporter.image import Bundle, Digest, parse_reference
@@ -60,9 +62,13 @@ class FakeCollection:
         self.maps: dict[str, Any] = {"counter_good": self.good, "counter_bad": self.bad}
         if self.more:
             self.maps["counter_more"] = FakeMap({})
-        self.programs = (SimpleNamespace(name="on_switch", attached=True, error=""),)
+        self.programs = (SimpleNamespace(name="on_switch", attached=True, error="", id=7),)
         self.enums: dict[str, dict[str, int]] = {}
+        self.detached = False
         self.closed = False
+
+    def detach(self) -> None:
+        self.detached = True
 
     def close(self) -> None:
         self.closed = True
@@ -168,6 +174,7 @@ class Surround:
             prune=lambda: None,
             changed=self.changed,
             stop=threading.Event(),
+            kept=DescriptorStore(Notifier({})),
         )
         self.image = life.Image(ImageConfig("dns", "registry.example/dns:1", pull=pull), self.around)
 
