@@ -36,7 +36,7 @@ TEXT = b"# TYPE ebpf_x gauge\nebpf_x 1\n"
 
 def hashed(password: str, prefix: bytes = b"2b") -> str:
     """A bcrypt hash that is cheap to check."""
-    return bcrypt.hashpw(password.encode(), bcrypt.gensalt(4)).replace(b"2b", prefix, 1).decode()
+    return bcrypt.hashpw(password.encode(), b"$2b$04$abcdefghijklmnopqrstuu").replace(b"2b", prefix, 1).decode()
 
 
 BEE = hashed("honey")
