@@ -54,7 +54,8 @@ class Sent:
         """They will not be sent again as they were: their gains go out with the next batch.
 
         Args:
-            first, end: Places.
+            first: Place of the first.
+            end: Place behind the last.
             maybe_taken: The receiver did not say that it does not have them.
         """
 

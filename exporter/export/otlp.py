@@ -80,7 +80,7 @@ class Request:
                 run.sent.accept(run.first, run.end)
 
     def refuse(self, *, maybe_taken: bool) -> None:
-        """Tell those who want to know: it will never be sent again, and whether the receiver may have it all the same."""
+        """Tell those who want to know: it is not sent again, though the receiver may have it."""
         for run in self.runs:
             if run.sent is not None:
                 run.sent.refuse(run.first, run.end, maybe_taken)

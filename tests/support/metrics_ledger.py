@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2
+from opentelemetry.proto.common.v1 import common_pb2
 from opentelemetry.proto.metrics.v1 import metrics_pb2
 
 NO_RECORDED_VALUE = metrics_pb2.DATA_POINT_FLAGS_NO_RECORDED_VALUE_MASK
@@ -73,7 +74,7 @@ def points_of(request: metrics_service_pb2.ExportMetricsServiceRequest) -> Itera
                 data = getattr(metric, kind)
                 temporality = 0 if kind == "gauge" else data.aggregation_temporality
                 for point in data.data_points:
-                    attributes = tuple(sorted((each.key, each.value.string_value) for each in point.attributes))
+                    attributes = tuple(sorted((each.key, _text(each.value)) for each in point.attributes))
                     ended = bool(point.flags & NO_RECORDED_VALUE)
                     yield (
                         (scope.scope.name, metric.name, attributes),
@@ -81,6 +82,10 @@ def points_of(request: metrics_service_pb2.ExportMetricsServiceRequest) -> Itera
                             point.start_time_unix_nano, point.time_unix_nano, temporality, ended, _values(point, ended)
                         ),
                     )
+
+
+def _text(value: common_pb2.AnyValue) -> str:
+    return str(getattr(value, str(value.WhichOneof("value"))))
 
 
 def _values(point: metrics_pb2.NumberDataPoint | metrics_pb2.HistogramDataPoint, ended: bool) -> tuple[float, ...]:

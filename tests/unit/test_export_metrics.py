@@ -1,5 +1,7 @@
 """Metrics of one receiver over time: nothing lost, nothing counted twice, and every series that leaves ends once."""
 
+import random
+import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2
 
+from exporter.collect import Frame, SeriesBudget
 from exporter.config import OtlpConfig
 from exporter.errors import ExportError
 from exporter.export import metrics as metrics_module
@@ -17,6 +20,7 @@ from exporter.export.metrics import MetricsExport, preference
 from exporter.export.outcome import Outcome, Verdict
 from exporter.export.sender import OtlpSender
 from exporter.model import CellType, Instrument, Scale, Scope, Snapshot
+from exporter.plan.plan import LabelRule, MetricPlan, TablePlan, ValueRule
 from tests.support.frame_literals import FrameLiteral, SeriesLiteral, counter, gauge, histogram
 from tests.support.frame_literals import snapshot as snapshot_of
 from tests.support.frame_strategies import patient
@@ -636,3 +640,50 @@ def test_receiver_has_what_was_counted(protocol: str, temporality: str) -> None:
         assert totals["image", "ebpf.latency", name] == (5, 1, 15.0)
         assert totals["image", "ebpf.load", name] == (2.5,)
     assert (account.accepted, account.rejected, account.failed) == (15 * 4, 15, 0)
+
+
+# ---- real frames ----
+
+
+@patient
+@given(st.integers(0, 1 << 32))
+def test_real_frame_under_churn_is_delivered_to_the_last_count(seed: int) -> None:
+    """Rows of a map are evicted and come back, idle series are hidden, the receiver is away now and then."""
+    chance = random.Random(seed)
+    plan = TablePlan(
+        map="calls",
+        key_size=4,
+        value_size=8,
+        per_cpu=False,
+        labels=(LabelRule("key", "uint", 0, 32),),
+        metrics=(MetricPlan(CALLS, value=ValueRule(0, 64)),),
+        expire_after_s=3,
+        expire_idle=chance.random() < 0.5,
+    )
+    frame = Frame(plan, scope=Scope("image"), resolve=lambda _d, _v: "", budget=SeriesBudget(100), start_ns=START)
+    sender = ScriptedSender()
+    export = exporting(sender)
+    rows: dict[int, int] = {}
+    gained: dict[int, int] = {}
+
+    def instant(second: int) -> None:
+        frame.begin(START + second * SECOND)
+        keys = b"".join(struct.pack("<I", key) for key in rows)
+        frame.apply(keys, b"".join(struct.pack("<Q", value) for value in rows.values()), len(rows), 8, 1)
+        frame.finish()
+        push(export, replace(snapshot_of(time_ns=START + second * SECOND), frames=[frame]))
+
+    for second in range(1, 40):
+        for key in range(6):
+            if chance.random() < 0.25:
+                amount = chance.randrange(1, 100)
+                rows[key] = rows.get(key, 0) + amount
+                gained[key] = gained.get(key, 0) + amount
+            elif chance.random() < 0.1:
+                rows.pop(key, None)
+        sender.script = [chance.choice([ACCEPT, ACCEPT, AWAY, REJECT, TOO_LARGE]) for _ in range(3)]
+        instant(second)
+    sender.script = []
+    instant(40)
+    sender.ledger.check()
+    assert {int(name[2][0][1]): total[0] for name, total in sender.ledger.totals().items()} == gained
