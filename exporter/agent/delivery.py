@@ -21,6 +21,7 @@ from exporter.model import Resource
 
 from . import log
 from .events import Ledger, Parcel, ParcelQueue
+from .parts import set_after
 
 REQUEST_BYTES = 1 << 20
 _LINGER_S = 0.2
@@ -108,7 +109,8 @@ class MetricsDelivery(_Delivery):
 
     def flush(self, deadline_s: float) -> None:
         """Post once more, at the end."""
-        self._post(threading.Event(), time.monotonic() + deadline_s)
+        with set_after(deadline_s) as late:
+            self._post(late, time.monotonic() + deadline_s)
 
 
 class LogsDelivery(_Delivery):
@@ -137,10 +139,11 @@ class LogsDelivery(_Delivery):
     def flush(self, deadline_s: float) -> None:
         """Offer what is left until ``deadline_s`` from now; what then remains is dropped and counted."""
         end = time.monotonic() + deadline_s
-        while self._held or self._pick():
-            self._offer(threading.Event(), end)
-            if time.monotonic() >= end:
-                break
+        with set_after(deadline_s) as late:
+            while self._held or self._pick():
+                self._offer(late, end)
+                if late.is_set() or time.monotonic() >= end:
+                    break
         left = [*self._held, *self._queue.take(1 << 62)]
         for parcel in left:
             self._ledger.settle(parcel.image, parcel.stream, dropped=parcel.records, reason="shutdown")

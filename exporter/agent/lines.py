@@ -19,6 +19,7 @@ from exporter.config import JsonEventsConfig
 
 from . import log
 from .events import Ledger, LineAccount, Parcel
+from .parts import set_after
 
 _BATCH_BYTES = 1 << 20
 _RETRY_S = 1.0
@@ -172,14 +173,10 @@ class LineWriter:
 
     def flush(self, deadline_s: float) -> None:
         """Write what is left until ``deadline_s`` from now; what then remains is dropped and counted."""
-        late = threading.Event()
-        timer = threading.Timer(max(0.0, deadline_s), late.set)
-        timer.daemon = True
-        timer.start()
-        while not late.is_set() and (self._held or self._pick(0.0)):
-            if not self._write(late):
-                break
-        timer.cancel()
+        with set_after(deadline_s) as late:
+            while not late.is_set() and (self._held or self._pick(0.0)):
+                if not self._write(late):
+                    break
         left = [*self._held, *self._account.queue.take(1 << 62)]
         for parcel in left:
             self._account.drop(self._ledger, parcel, "shutdown")

@@ -6,8 +6,9 @@ itself for how long it has been at one thing, and how long that may be.
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from . import log
@@ -15,6 +16,19 @@ from . import log
 _RESTART_PAUSE_S = 1.0
 
 Task = Callable[[threading.Event], None]
+
+
+@contextlib.contextmanager
+def set_after(seconds: float) -> Iterator[threading.Event]:
+    """An event that is set when so much time has passed: a ``stop`` for what must end in time."""
+    late = threading.Event()
+    timer = threading.Timer(max(0.0, seconds), late.set)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield late
+    finally:
+        timer.cancel()
 
 
 @dataclass(slots=True)

@@ -206,7 +206,7 @@ def _listen(path: Path) -> socket.socket:
         with contextlib.suppress(KeyError, PermissionError):  # without the group it is the owner's alone
             os.chown(path, -1, grp.getgrnam(GROUP).gr_gid)
         path.chmod(_MODE)
-        listening.listen(16)
+        listening.listen(64)
         listening.setblocking(False)
     except BaseException:
         listening.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import socket
+import struct
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from exporter.errors import ExportError
 if TYPE_CHECKING:
     from exporter.agent.status import Document, ImageDocument
 
-_TIMEOUT_S = 10.0
+_TIMEOUT_S = 10
 _LIMIT_BYTES = 64 << 20
 
 
@@ -68,7 +69,9 @@ def ask(path: Path) -> Document:
         ExportError: none does, or it may not be asked.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
-        asking.settimeout(_TIMEOUT_S)
+        # Not settimeout(): a connect that has to wait for its turn would then fail at once.
+        for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+            asking.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", _TIMEOUT_S, 0))
         try:
             asking.connect(str(path))
             data = bytearray()
@@ -85,6 +88,10 @@ def ask(path: Path) -> Document:
         except PermissionError:
             text = f"agent at {str(path)!r} may not be asked by this user; join group skep, or use sudo"
             raise ExportError(text, code="status.permission") from None
+        except BlockingIOError:
+            raise ExportError(
+                f"agent at {str(path)!r}: no answer in {_TIMEOUT_S} s; see its log", code="status.answer"
+            ) from None
         except (OSError, ValueError) as error:
             raise ExportError(f"agent at {str(path)!r}: no answer: {error}", code="status.answer") from error
     return document

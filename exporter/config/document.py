@@ -94,7 +94,7 @@ METRIC = Object(
 EVENT = Object(
     {
         "enabled": Key(
-            Bool(), "Whether it is exported, and made at all if the program can be told; the default is the image's own."
+            Bool(), "Whether it is exported, and made if its program can be told; the default is the image's own."
         ),
         "sample_one_in": Key(
             Int(1, 1_000_000_000), "Of so many records one is exported; the others are dropped and counted.", "1"

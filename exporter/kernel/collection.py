@@ -194,7 +194,7 @@ def load(request: LoadRequest) -> Collection:
         except OSError as refusal:  # no process, no descriptor, no memory for one
             number = refusal.errno or 0
             raise KernelError(
-                f"loader: cannot be started: {refusal.strerror}: {diagnosis.errno_name(number)}; "
+                f"loader: cannot be started: {diagnosis.errno_name(number)}; "
                 + _START_REMEDIES.get(number, _START_REMEDY),
                 code="kernel.loader",
             ) from refusal

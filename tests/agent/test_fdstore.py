@@ -13,7 +13,7 @@ import pytest
 from tests.support.systemd import ServiceManager
 
 from .harness import Agent, Page, gone_from_kernel, in_kernel, running_agent
-from .objects import counting, make_calls, write
+from .objects import GETPGID, counting, make_calls, write
 
 PID = os.getpid()
 
@@ -168,3 +168,33 @@ def test_incomplete_store_begins_anew(tmp_path: Path, manager: ServiceManager, l
         make_calls(2)
         agent.wait(lambda page: calls(page) == 2)
         assert len({name.split(".")[1] for name in manager.stored}) == 1
+
+
+EVERY_KIND = """
+SEC("tracepoint/syscalls/sys_enter_getpgid") int on_tracepoint(void *context) { return count(GETPGID); }
+SEC("tp_btf/sys_enter") int on_btf(u64 *context) { return 0; }
+SEC("perf_event/type=software,config=cpu-clock,frequency=50") int on_sample(void *context) { return 0; }
+""".replace("GETPGID", str(GETPGID))
+
+
+def test_every_kind_of_link_is_taken_back(tmp_path: Path, manager: ServiceManager) -> None:
+    """Tracepoints and samples are perf events below, the latter one for each CPU."""
+    path = write(tmp_path, "calls", counting("calls", EVERY_KIND))
+    text = f"images: [{json.dumps({'ref': str(path), 'globals': {'tgid': PID}})}]"
+    with running_agent(tmp_path, text, manager=manager) as agent:
+        agent.wait_states(calls="running")
+        make_calls(10)
+        agent.wait(lambda page: calls(page) == 20)
+        mine = agent.programs()
+        assert len(mine) == 4
+        agent.kill()
+    assert max(manager.stored.count(name) for name in manager.stored) == os.cpu_count()
+    make_calls(10)
+    with running_agent(tmp_path, text, manager=manager) as agent:
+        agent.wait_states(calls="running")
+        assert agent.programs() == mine
+        agent.wait(lambda page: calls(page) == 40)
+        agent.kill()
+    assert in_kernel(mine) == mine
+    manager.empty()
+    assert gone_from_kernel(mine)

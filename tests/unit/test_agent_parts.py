@@ -59,6 +59,21 @@ def test_json_line_is_one_object(lines: io.StringIO) -> None:
     assert "RuntimeError: boom" in entry["traceback"]
 
 
+def test_journal_gets_priorities(lines: io.StringIO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before each line, where stderr is the journal's; nowhere else."""
+    with (tmp_path / "stderr").open("w+") as stream:
+        there = os.fstat(stream.fileno())
+        for told in (f"{there.st_dev}:{there.st_ino}", f"{there.st_dev}:{there.st_ino + 1}"):
+            monkeypatch.setenv("JOURNAL_STREAM", told)
+            log.configure("debug", "logfmt", stream)
+            for tell in (log.debug, log.info, log.warn, log.error):
+                tell("a")
+        stream.seek(0)
+        begins = [line[:4] for line in stream]
+    assert begins == ["<7>t", "<6>t", "<4>t", "<3>t", *["time"] * 4]
+    assert not log.goes_to_journal(lines, {"JOURNAL_STREAM": "1:1"})
+
+
 @pytest.mark.parametrize(("level", "told"), [("debug", 4), ("info", 3), ("warn", 2), ("error", 1)])
 def test_level_holds_for_the_agent_and_its_packages(lines: io.StringIO, level: str, told: int) -> None:
     """--log.level means every line."""
@@ -98,12 +113,19 @@ def test_service_manager_hears_datagrams(tmp_path: Path, abstract: bool) -> None
         notifier.status("started")
         notifier.status("2 of 2 images run")
         notifier.alive()
+        notifier.extend_timeout(1.5)
+        before_us = time.monotonic_ns() // 1000
+        notifier.reloading("reloading\nthe configuration")
         notifier.stopping("detaching")
-        heard = [manager.recv(4096).decode() for _ in range(4)]
+        heard = [manager.recv(4096).decode() for _ in range(6)]
+    reloading, told_us, status = heard.pop(4).split("\n")
+    assert (reloading, status) == ("RELOADING=1", "STATUS=reloading the configuration")
+    assert before_us <= int(told_us.removeprefix("MONOTONIC_USEC=")) <= time.monotonic_ns() // 1000
     assert heard == [
         "READY=1\nSTATUS=started",
         "STATUS=2 of 2 images run",
         "WATCHDOG=1",
+        "EXTEND_TIMEOUT_USEC=1500000",
         "STOPPING=1\nSTATUS=detaching",
     ]
     assert notifier.watchdog_s == 6

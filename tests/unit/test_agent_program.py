@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import struct
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,8 +17,9 @@ import pytest
 from exporter.agent import image as life
 from exporter.agent.events import EventReader, Ledger
 from exporter.agent.fdstore import DescriptorStore
-from exporter.agent.program import Program, plan_bundle
+from exporter.agent.program import Program, load, plan_bundle
 from exporter.agent.systemd import Notifier
+from exporter.cli import main
 from exporter.config import ImageConfig, RetryConfig
 from exporter.errors import ImageError, KernelError, PlanError
 from exporter.image import Bundle, Digest, parse_reference
@@ -82,11 +86,14 @@ def bundle() -> Bundle:
     return Bundle(parse_reference("./dns.o"), digest, digest, digest, "file", content)
 
 
-def make(bundle: Bundle, config: ImageConfig | None = None) -> tuple[Program, FakeCollection]:
+def make(
+    bundle: Bundle, config: ImageConfig | None = None, *, before: Program | None = None
+) -> tuple[Program, FakeCollection]:
     """A program over fake maps, its plan a real one."""
     config = config or ImageConfig("dns", "./dns.o")
     collection = FakeCollection()
-    program = Program(bundle, plan_bundle(bundle, config), config, collection, lambda *_: "")  # type: ignore[arg-type]
+    plan = plan_bundle(bundle, config)
+    program = Program(bundle, plan, config, collection, lambda *_: "", before=before)  # type: ignore[arg-type]
     return program, collection
 
 
@@ -148,6 +155,71 @@ def test_metric_that_begins_as_the_agents_own_is_refused(bundle: Bundle) -> None
     )
     with pytest.raises(PlanError, match="begins as the agent's own do"):
         plan_bundle(bundle, config)
+
+
+def succeeded(bundle: Bundle, config: ImageConfig | None = None, *, tables: int = 2) -> tuple[Program, FakeCollection]:
+    """A program that succeeded one which was read with its rows 1: 10 and 2: 20."""
+    old, collection = make(bundle)
+    old.read(time.monotonic())
+    collection.good.rows[2] = 25  # what the last read finds
+    new, fresh = make(bundle, config, before=old)
+    fresh.good.rows = {}
+    old.detach()
+    with old.lock, new.lock:
+        assert new.succeed(old) == tables
+    assert old.frames() == []
+    return new, fresh
+
+
+def test_carried_counter_is_the_old_final_value_plus_the_new_one(bundle: Bundle) -> None:
+    """Whether the new map's row is below or above what the old one's was."""
+    new, fresh = succeeded(bundle)
+    new.read(time.monotonic())
+    assert shown(new)["ebpf_good_total"] == [10, 25]
+    fresh.good.rows = {1: 3, 2: 100, 3: 4}
+    new.read(time.monotonic())
+    assert shown(new)["ebpf_good_total"] == [4, 13, 125]
+    fresh.good.rows[1] = 5
+    new.read(time.monotonic())
+    assert shown(new)["ebpf_good_total"] == [4, 15, 125]
+
+
+def test_limit_holds_for_both_together(bundle: Bundle) -> None:
+    """Series that were carried are in the budget of those that come."""
+    new, fresh = succeeded(bundle)
+    assert new.series == 4
+    fresh.good.rows = {1: 1, 2: 1, 3: 1}
+    new.read(time.monotonic())
+    assert new.series == 5
+
+
+def test_table_with_another_meaning_begins_anew(bundle: Bundle) -> None:
+    """Beside one that goes on."""
+    from exporter.config import MetricConfig
+
+    renamed = ImageConfig("dns", "./dns.o", metrics={"ebpf_bad_total": MetricConfig(rename="worse_total")})
+    new, fresh = succeeded(bundle, renamed, tables=1)
+    fresh.bad.rows = {1: 6}
+    new.read(time.monotonic())
+    assert shown(new) == {"ebpf_good_total": [10, 25], "worse_total": [6]}
+
+
+def test_loader_that_cannot_be_started_is_that_images_failure(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line with the remedy, never a traceback, also from ``skep run``."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    config = ImageConfig("dns", "./dns.o")
+    with pytest.raises(KernelError, match=r"cannot be started: EAGAIN \(.*\); raise TasksMax or LimitNPROC") as caught:
+        load(bundle, plan_bundle(bundle, config), config, resolve=lambda *_: "")
+    assert caught.value.code == "kernel.loader"
+    (tmp_path / "dns.o").write_bytes(bundle.object)
+    assert main(["run", "--no-tty", "--duration=1s", f"--store={tmp_path / 'store'}", str(tmp_path / "dns.o")]) == 1
+    assert capsys.readouterr().err.startswith("skep: loader: cannot be started: ")
 
 
 class Surround:

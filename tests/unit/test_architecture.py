@@ -9,7 +9,13 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "exporter"
-NATIVE_HOMES = {"_libbpf": "kernel", "_reader": "kernel", "_frame": "collect", "_encode": "export", "_sent": "export"}
+NATIVE_HOMES = {
+    "_libbpf": "kernel",
+    "_reader": "kernel",
+    "_frame": "collect",
+    "_encode": "export",
+    "_sent": "export",
+}
 
 
 def imported_names(source: str) -> set[str]:
