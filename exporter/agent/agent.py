@@ -34,9 +34,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter import kernel
-from exporter.config import AgentConfig
+from exporter.config import AgentConfig, settings_from_environment
 from exporter.errors import ExportError, ImageError, PlanError, Problems, SkepError
 from exporter.export import prometheus
+from exporter.export.prometheus import Exposition
 from exporter.export.server import Handlers, MetricsServer, Scrape, UnknownCollectorError
 from exporter.image import Store, default_store_path
 from exporter.model import FrameView, Resource, Snapshot
@@ -56,7 +57,7 @@ from .systemd import Notifier, passed_descriptors
 from .telemetry import VERSION, ImageStatus, OwnMetrics, StreamCounts
 
 if TYPE_CHECKING:
-    from exporter.export.otlp import Request
+    from exporter.export.metrics import MetricsExport
 
 BRING_UP_THREADS = 8
 """So many registries may hang before an image that needs none of them has to wait."""
@@ -82,12 +83,16 @@ class Options:
     Attributes:
         listen_addresses: ``host:port``, ``:port`` or ``[v6]:port``.
         max_requests: Scrapes at a time; 0 is no limit.
+        web_config: File that says who may ask; None for everybody, in the clear.
+        systemd_socket: Serve on what systemd passed instead of on the addresses.
         status_socket: Where ``skep status`` asks; None for nowhere.
     """
 
     listen_addresses: tuple[str, ...] = (":19435",)
     telemetry_path: str = "/metrics"
     max_requests: int = 40
+    web_config: Path | None = None
+    systemd_socket: bool = False
     status_socket: Path | None = None
 
 
@@ -145,14 +150,24 @@ class Agent:
             kept=self._kept,
         )
         self.images = tuple(Image(image, self._around) for image in config.images if image.enabled)
-        self._outlets = Outlets(self._parts, self._reader, self._ledger, self._metrics_requests)
+        self._start_ns = time.time_ns()
+        self._outlets = Outlets(self._parts, self._reader, self._ledger, self._take_metrics)
         self._first_outlets = self._outlets.make(config, self.resource)
         self._own = OwnMetrics(self)
         self._server = MetricsServer(
             options.listen_addresses,
-            Handlers(metrics=self._answer_scrape, ready=self._answer_ready, landing=self._answer_landing),
+            Handlers(
+                metrics=self._answer_scrape,
+                ready=self._answer_ready,
+                landing=self._answer_landing,
+                expositions=tuple(Exposition),
+                web_config=self._on_web_config,
+                refused=self._on_refused,
+            ),
             telemetry_path=options.telemetry_path,
             max_requests=options.max_requests,
+            web_config=options.web_config,
+            descriptors=[fd for _, fd in self.sockets] if options.systemd_socket else None,
         )
         self._status: StatusServer | None = None
         if options.status_socket is not None:
@@ -208,6 +223,8 @@ class Agent:
         )
         if not self.images:
             log.warn("no images are configured; add some under images")
+        for warning in settings_from_environment(os.environ).warnings:
+            log.warn("an OTEL_ variable has no effect", reason=warning)
         self._kept.keep_only({image.name for image in self.images})
         self._rates.sample(self._ledger.counts())
         self._outlets.start(self._first_outlets)
@@ -222,9 +239,10 @@ class Agent:
         self._parts.spawn("http", lambda _stop: self._server.serve_forever(), self._stop)
         if self._status is not None:
             self._parts.spawn("status", self._status.run, self._stop)
-        for address, port in zip(self._options.listen_addresses, self._server.ports, strict=True):
-            host = address.rpartition(":")[0] or "127.0.0.1"
-            log.info("listening", address=address, url=f"http://{host}:{port}{self._options.telemetry_path}")
+        for url in self._server.urls:
+            log.info("listening", url=url)
+        for note in self._server.access.notes if self._server.access is not None else ():
+            log.warn("the web configuration asks for what has no effect", reason=note)
         self._wake.set()
 
     def _shut_down(self) -> None:
@@ -525,7 +543,18 @@ class Agent:
         with self._snapshot(
             [i for i in self.images if (i.name in asked.collect or not asked.collect) and i.name not in asked.exclude]
         ) as snapshot:
-            return prometheus.render(snapshot, self._own.render())
+            return prometheus.render(snapshot, self._own.render(asked.exposition), asked.exposition)
+
+    def _on_web_config(self, problem: str) -> None:
+        if problem:
+            log.error("the web configuration cannot be used; every request gets 500", reason=problem)
+        else:
+            log.info("the web configuration was read again")
+
+    def _on_refused(self, client: str, reason: str) -> None:
+        count = self._repeats.count(("refused", reason), reason)
+        if count:
+            log.warn("a client could not connect", client=client, reason=reason, count=count)
 
     def _answer_ready(self) -> tuple[bool, str]:
         waiting = [image.name for image in self.images if image.config.required and image.program is None]
@@ -535,11 +564,11 @@ class Agent:
         up = sum(image.program is not None for image in self.images)
         return "skep", f"eBPF programs that travel as OCI images; {up} of {len(self.images)} run. Version {VERSION}."
 
-    def _metrics_requests(self) -> Sequence[Request]:
-        from exporter.export import otlp  # noqa: PLC0415 - protobuf, 10 MB that an agent which is only scraped does not carry
+    def _take_metrics(self, export: MetricsExport) -> None:
+        from exporter.export.registry import families  # noqa: PLC0415 - protobuf, as in outlets.py
 
         with self._snapshot(self.images) as snapshot:
-            return otlp.metrics(snapshot)
+            export.take(snapshot, families(self._own.families(), self._start_ns))
 
     @contextlib.contextmanager
     def _snapshot(self, images: Sequence[Image]) -> Iterator[Snapshot]:

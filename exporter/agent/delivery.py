@@ -11,10 +11,11 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 from exporter.export import otlp
+from exporter.export.metrics import SMALLEST_REQUEST_BYTES, MetricsExport
 from exporter.export.otlp import Request
 from exporter.export.sender import OtlpSender, Outcome, Verdict
 from exporter.model import Resource
@@ -79,13 +80,21 @@ class MetricsDelivery(_Delivery):
     """Posts a snapshot every ``interval_s``.
 
     Args:
-        encode: Reads all images and gives the requests of this instant.
+        take: Reads all images and gives this instant to the export.
     """
 
-    def __init__(self, sender: OtlpSender, encode: Callable[[], Sequence[Request]], interval_s: float) -> None:
+    def __init__(
+        self, sender: OtlpSender, take: Callable[[MetricsExport], None], interval_s: float, export: MetricsExport
+    ) -> None:
         super().__init__(sender, "metrics")
-        self._encode = encode
+        self._take = take
         self._interval_s = interval_s
+        self.export = export
+
+    def inherit(self, other: MetricsDelivery) -> None:
+        """Go on where another delivery to the same receiver ended; neither may be running."""
+        self.export = other.export
+        self.export.use(self._sender)
 
     def run(self, stop: threading.Event) -> None:
         """Post until ``stop`` is set; the first time after a random part of the interval, so that a fleet spreads."""
@@ -98,19 +107,16 @@ class MetricsDelivery(_Delivery):
 
     def _post(self, stop: threading.Event, until_s: float) -> None:
         try:
-            requests = self._encode()
+            self._take(self.export)
         except Exception:  # a bug; the next interval tries again
             log.bug("encoding metrics failed")
-            return
-        for request in requests:
-            left_s = until_s - time.monotonic()
-            outcome = self._sender.send(request.body, items=request.items, stop=stop, deadline_s=max(0.0, left_s))
-            self._tell(outcome, request.items)
+        self.export.post(stop=stop, deadline_s=max(0.0, until_s - time.monotonic()), tell=self._tell)
 
     def flush(self, deadline_s: float) -> None:
         """Post once more, at the end."""
         with set_after(deadline_s) as late:
             self._post(late, time.monotonic() + deadline_s)
+        self.export.abandon()
 
 
 class LogsDelivery(_Delivery):
@@ -173,7 +179,12 @@ class LogsDelivery(_Delivery):
             outcome = self._answer(self._requests[0], stop, end)
             if outcome is None:
                 return
-            items = self._requests.popleft().items
+            request = self._requests.popleft()
+            halves = otlp.split(request) if outcome.too_large and len(request.body) > SMALLEST_REQUEST_BYTES else None
+            if halves is not None:
+                self._requests.extendleft(reversed(halves))
+                continue
+            items = request.items
             self._sender.settle(outcome, items)
             self._settle(outcome, items)
         for parcel in self._held:  # records that are in no request, though their decoder counted them

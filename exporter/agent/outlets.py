@@ -14,20 +14,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from exporter.config import AgentConfig, JsonEventsConfig, OtlpConfig
-from exporter.model import Resource
+from exporter.model import Resource, Scope
 
 from . import log
 from .events import EventReader, Ledger, LineAccount, ParcelQueue
 from .lines import LineWriter, open_target
 from .parts import Parts
+from .telemetry import VERSION
 
 if TYPE_CHECKING:
-    from exporter.export.otlp import Request
+    from exporter.export.metrics import MetricsExport
 
     from .delivery import LogsDelivery, MetricsDelivery
 
 _STUCK_S = 60.0
-Encode = Callable[[], Sequence["Request"]]
+Take = Callable[["MetricsExport"], None]
 
 
 @dataclass(slots=True)
@@ -38,6 +39,11 @@ class _Otlp:
     resource: Resource
     metrics: MetricsDelivery | None
     logs: LogsDelivery | None
+
+
+def _same_receiver(old: _Otlp, new: _Otlp) -> bool:
+    was, now = old.config.of_signal("metrics"), new.config.of_signal("metrics")
+    return (was.endpoint, was.temporality, old.resource) == (now.endpoint, now.temporality, new.resource)
 
 
 @dataclass(slots=True)
@@ -58,14 +64,14 @@ class Outlets:
     """All of them.
 
     Args:
-        encode: Reads all images and gives the requests of this instant.
+        take: Reads all images and gives this instant to an export.
     """
 
-    def __init__(self, parts: Parts, reader: EventReader, ledger: Ledger, encode: Encode) -> None:
+    def __init__(self, parts: Parts, reader: EventReader, ledger: Ledger, take: Take) -> None:
         self._parts = parts
         self._reader = reader
         self._ledger = ledger
-        self._encode = encode
+        self._take = take
         self._queue = ParcelQueue()
         self._account = LineAccount()
         self._otlp = _Otlp(OtlpConfig(), Resource(), None, None)
@@ -95,16 +101,22 @@ class Outlets:
 
     def _make_otlp(self, config: OtlpConfig, resource: Resource) -> _Otlp:
         made = _Otlp(config, resource, None, None)
-        if not config.endpoint:
+        of_metrics, of_logs = config.of_signal("metrics"), config.of_signal("logs")
+        posts_metrics = bool(of_metrics.endpoint) and config.metrics_enabled
+        posts_logs = bool(of_logs.endpoint) and config.logs_enabled
+        if not (posts_metrics or posts_logs):
             return made
         # Protobuf and an HTTP client: 10 MB that an agent which is only scraped does not carry.
+        from exporter.export.metrics import MetricsExport  # noqa: PLC0415
         from exporter.export.sender import OtlpSender  # noqa: PLC0415
 
         from .delivery import LogsDelivery, MetricsDelivery  # noqa: PLC0415
 
-        if config.metrics_enabled:
-            made.metrics = MetricsDelivery(OtlpSender(config, "metrics"), self._encode, config.metrics_interval_s)
-        if config.logs_enabled:
+        if posts_metrics:
+            sender = OtlpSender(config, "metrics")
+            export = MetricsExport(sender, config.temporality, own_scope=Scope("skep", VERSION))
+            made.metrics = MetricsDelivery(sender, self._take, config.metrics_interval_s, export)
+        if posts_logs:
             made.logs = LogsDelivery(OtlpSender(config, "logs"), self._queue, self._ledger, resource)
         return made
 
@@ -117,7 +129,10 @@ class Outlets:
         if made.otlp is not None:
             self._end(["metrics", "logs"], self._otlp.config.timeout_s + deadline_s)
             self._retire_otlp(deadline_s, hand_on=logs is not None)
-            self._otlp = made.otlp
+            before, self._otlp = self._otlp, made.otlp
+            if before.metrics is not None and made.otlp.metrics is not None and _same_receiver(before, made.otlp):
+                # What the receiver knows and is owed: else delta would count again from the beginning.
+                made.otlp.metrics.inherit(before.metrics)
             self._run_otlp()
         if made.lines is not None:
             self._end(["lines"], deadline_s)

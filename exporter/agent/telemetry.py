@@ -12,10 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from exporter.export.prometheus import Exposition, registry_text
 from exporter.resources import version
 
 STATES = ("pulling", "loading", "running", "degraded", "stale", "failed")
@@ -83,7 +84,7 @@ class Source(Protocol):
 
 
 class OwnMetrics(Collector):
-    """Renders the agent's own metrics as Prometheus text 0.0.4."""
+    """Renders the agent's own metrics as in any format of a scrape."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -91,9 +92,13 @@ class OwnMetrics(Collector):
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
 
-    def render(self) -> bytes:
+    def render(self, exposition: Exposition = Exposition.TEXT_0_0_4) -> bytes:
         """Give the text, ready to follow that of the images."""
-        return generate_latest(self._registry)
+        return registry_text(self._registry, exposition)
+
+    def families(self) -> Iterable[Metric]:
+        """Give every family of the registry, for OTLP."""
+        return self._registry.collect()
 
     def collect(self) -> Iterable[Metric]:
         """Give every family (prometheus-client calls this)."""

@@ -74,6 +74,20 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "skep/agent.sock in $XDG_RUNTIME_DIR)",
     )
     agent.add_argument(
+        "--web.config.file",
+        dest="web_config",
+        metavar="FILE",
+        type=Path,
+        help="TLS, passwords and headers, in the file that all Prometheus exporters share; read again when it changes",
+    )
+    agent.add_argument(
+        "--web.systemd-socket",
+        dest="systemd_socket",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="serve on the sockets of a systemd socket unit instead of on addresses",
+    )
+    agent.add_argument(
         "--log.level",
         dest="log_level",
         choices=("debug", "info", "warn", "error"),
@@ -145,6 +159,8 @@ def _agent(args: argparse.Namespace) -> int:
         listen_addresses=tuple(args.listen_addresses or [DEFAULT_ADDRESS]),
         telemetry_path=args.telemetry_path,
         max_requests=args.max_requests,
+        web_config=args.web_config,
+        systemd_socket=args.systemd_socket,
         status_socket=status_socket,
     )
     source = ConfigSource(files, lambda: read_configuration(files()), args.check_interval_s)

@@ -6,6 +6,7 @@ the two, and ``configs/agent.yaml``, together.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from yaml.nodes import Node
@@ -156,6 +157,26 @@ REGISTRY = Object(
     check=_check_client_certificate,
 )
 
+# What OTLP may have for both signals, and again for one.
+_OTLP_TRANSPORT = {
+    "endpoint": Key(
+        HttpUrl(),
+        "Where to post. Over HTTP /v1/metrics and /v1/logs are appended, but to a signal's own endpoint nothing is. "
+        "Without one nothing is posted.",
+    ),
+    "protocol": Key(Choice(("http/protobuf", "grpc")), "How to post.", "http/protobuf"),
+    "headers": Key(MapOf(*_HEADER, String(r"[^\r\n]*", "one line")), "HTTP headers, gRPC metadata of each request."),
+    "timeout": Key(Duration("100ms", "5m"), "How long one request may take.", "10s"),
+    "compression": Key(Choice(("gzip", "none")), "Of request bodies.", "gzip"),
+    **_TLS,
+}
+
+
+def _of_signal(keys: Mapping[str, Key]) -> dict[str, Key]:
+    """Keys of one signal: without a default, since that is what both signals have."""
+    return {name: Key(key.type, f"Instead of otlp.{name}, for this signal.") for name, key in keys.items()}
+
+
 AGENT = Object(
     {
         "images": Key(ListOf(IMAGE), "The images to run, in this order."),
@@ -186,25 +207,31 @@ AGENT = Object(
         "otlp": Key(
             Object(
                 {
-                    "endpoint": Key(
-                        HttpUrl(), "Where to post; /v1/metrics and /v1/logs are appended. Without it nothing is posted."
-                    ),
-                    "protocol": Key(Choice(("http/protobuf",)), "How to post.", "http/protobuf"),
-                    "headers": Key(MapOf(*_HEADER, String(r"[^\r\n]*", "one line")), "HTTP headers of each request."),
-                    "timeout": Key(Duration("100ms", "5m"), "How long one request may take.", "10s"),
-                    "compression": Key(Choice(("gzip", "none")), "Of request bodies.", "gzip"),
-                    **_TLS,
+                    **_OTLP_TRANSPORT,
                     "metrics": Key(
                         Object(
                             {
                                 "enabled": Key(Bool(), "Whether metrics are posted.", "true"),
                                 "interval": Key(Duration("1s", "1d"), "How often.", "60s"),
-                            }
+                                "temporality": Key(
+                                    Choice(("cumulative", "delta", "lowmemory")),
+                                    "What sums and histograms count from: their beginning, or the last post.",
+                                    "cumulative",
+                                ),
+                                **_of_signal(_OTLP_TRANSPORT),
+                            },
+                            check=_check_client_certificate,
                         ),
                         "Metrics over OTLP.",
                     ),
                     "logs": Key(
-                        Object({"enabled": Key(Bool(), "Whether events are posted as logs.", "true")}),
+                        Object(
+                            {
+                                "enabled": Key(Bool(), "Whether events are posted as logs.", "true"),
+                                **_of_signal(_OTLP_TRANSPORT),
+                            },
+                            check=_check_client_certificate,
+                        ),
                         "Events over OTLP.",
                     ),
                 },

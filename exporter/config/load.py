@@ -15,6 +15,7 @@ from exporter.errors import ConfigError, Problems, SkepError, raise_all
 
 from .document import AGENT, IMAGE, IMAGE_NAME, IMAGE_NAME_MEANING
 from .nodes import TOP, Reading, compose, is_nothing, join, read_file
+from .otlp import OtlpEnvironment, make_otlp_config, settings_from_environment
 from .schema import did_you_mean
 from .types import (
     AgentConfig,
@@ -24,7 +25,6 @@ from .types import (
     JsonEventsConfig,
     Limits,
     MetricConfig,
-    OtlpConfig,
     RegistryConfig,
     RetryConfig,
     StoreConfig,
@@ -175,7 +175,7 @@ class _Merge:
         read = [(image, self._image(image)) for image in images]
         if self.reading.problems:
             return AgentConfig()
-        return _build(read, values)
+        return _build(read, values, settings_from_environment(self.reading.environment))
 
     def _collect(self, node: Node, images: list[_Image]) -> None:
         """Add one file's images; one whose name an earlier file has is merged into it."""
@@ -258,23 +258,19 @@ class _Merge:
         return {**value, "name": image.name}
 
 
-def _build(images: Sequence[tuple[_Image, dict[str, Any]]], values: Mapping[str, Any]) -> AgentConfig:
+def _build(
+    images: Sequence[tuple[_Image, dict[str, Any]]], values: Mapping[str, Any], environment: OtlpEnvironment
+) -> AgentConfig:
     defaults: Mapping[str, Any] = values.get("defaults", {})
     limits = replace(Limits(), **defaults.get("limits", {}))
     expire_after_s = defaults.get("expire_after", ImageConfig.__dataclass_fields__["expire_after_s"].default)
-    otlp: dict[str, Any] = dict(values.get("otlp", {}))
-    metrics, logs = otlp.pop("metrics", {}), otlp.pop("logs", {})
     retry = defaults.get("retry", {})
     return AgentConfig(
         images=tuple(_build_image(image.node, value, limits, expire_after_s) for image, value in images),
         registries={host: RegistryConfig(**value) for host, value in values.get("registries", {}).items()},
         retry=RetryConfig(**{f"{name}_s": value for name, value in retry.items()}),
         resource_attributes=values.get("resource", {}).get("attributes", {}),
-        otlp=OtlpConfig(
-            **{("timeout_s" if name == "timeout" else name): value for name, value in otlp.items()},
-            **{("metrics_interval_s" if name == "interval" else "metrics_enabled"): v for name, v in metrics.items()},
-            **{f"logs_{name}": value for name, value in logs.items()},
-        ),
+        otlp=make_otlp_config(values.get("otlp", {}), environment),
         json_events=JsonEventsConfig(**values.get("events", {}).get("json", {})),
         store=StoreConfig(**values.get("store", {})),
     )

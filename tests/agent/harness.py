@@ -206,7 +206,7 @@ def running_agent(
     try:
         end = time.monotonic() + 20
         while not agent.url:
-            found = re.search(r'"url": "(http://[^"]*)/metrics"', agent.log)
+            found = re.search(r'"url": "(https?://[^"]*)/metrics"', agent.log)
             if found:
                 agent.url = found[1]
             assert process.poll() is None and time.monotonic() < end, agent.log

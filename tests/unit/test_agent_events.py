@@ -11,15 +11,17 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prometheus_client.core import GaugeMetricFamily
 
 from exporter.agent.delivery import LogsDelivery, MetricsDelivery
 from exporter.agent.events import EventReader, Ledger, Parcel, ParcelQueue, count_records
 from exporter.agent.telemetry import StreamCounts
 from exporter.collect import LogBatch
 from exporter.errors import KernelError
-from exporter.export.otlp import Request
+from exporter.export.metrics import MetricsExport
+from exporter.export.registry import families
 from exporter.export.sender import Account, Outcome, Verdict
-from exporter.model import Resource, Scope
+from exporter.model import Resource, Scope, Snapshot
 
 SCOPE = Scope("dns")
 
@@ -253,7 +255,9 @@ class FakeSender:
         self.bodies.append(body)
         return self.outcomes.pop(0) if len(self.outcomes) > 1 else self.outcomes[0]
 
-    def send(self, body: bytes, *, items: int, stop: threading.Event, deadline_s: float) -> Outcome:
+    def send(
+        self, body: bytes, *, items: int, stop: threading.Event, deadline_s: float, hold: object = None
+    ) -> Outcome:
         return self.post(body, stop=stop)
 
     def settle(self, outcome: Outcome, items: int) -> None:
@@ -356,14 +360,16 @@ def test_encoding_that_fails_does_not_end_the_metrics_thread() -> None:
     """The next interval tries again."""
     calls = []
 
-    def encode() -> Sequence[Request]:
+    def take(export: MetricsExport) -> None:
         calls.append(time.monotonic())
         if len(calls) == 1:
             raise RuntimeError("bug")
-        return [Request(b"x", 1)]
+        own = families([GaugeMetricFamily("skep_test", "One.", 1.0)], 1)
+        export.take(Snapshot(2, Resource(), ()), own)
 
     sender = FakeSender(ACCEPTED)
-    metrics = MetricsDelivery(sender, encode, 0.05)  # type: ignore[arg-type]
+    export = MetricsExport(sender, "cumulative", own_scope=Scope("skep"))  # type: ignore[arg-type]
+    metrics = MetricsDelivery(sender, take, 0.05, export)  # type: ignore[arg-type]
     stop = threading.Event()
     thread = threading.Thread(target=metrics.run, args=(stop,))
     thread.start()

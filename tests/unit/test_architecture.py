@@ -48,7 +48,9 @@ def test_import_contracts_hold() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("package", ["image", "bpf", "plan", "kernel", "collect", "export", "agent", "dashboard", "cli"])
+@pytest.mark.parametrize(
+    "package", ["image", "bpf", "plan", "kernel", "collect", "export", "agent", "dashboard", "cli"]
+)
 def test_every_package_opens_with_its_preface(package: str) -> None:
     """``__init__.py`` says what the package knows and what it must not know."""
     preface = ast.get_docstring(ast.parse((PACKAGE / package / "__init__.py").read_text()))

@@ -109,7 +109,8 @@ def test_defaults_of_the_schema_are_those_of_the_types() -> None:
          limits: {series: 10000, events_per_s: 10000, map_memory: 64MiB}, events: {e: {sample_one_in: 1}}}
     defaults: {limits: {series: 10000, events_per_s: 10000, map_memory: 64MiB}, expire_after: 1h,
                retry: {first: 5s, max: 10m}}
-    otlp: {protocol: http/protobuf, timeout: 10s, compression: gzip, metrics: {enabled: true, interval: 60s},
+    otlp: {protocol: http/protobuf, timeout: 10s, compression: gzip, metrics: {enabled: true, interval: 60s,
+               temporality: cumulative},
            logs: {enabled: true}}
     events: {json: {path: /a, stdout: false, max_size: 64MiB, keep: 5}}
     store: {keep: 3}

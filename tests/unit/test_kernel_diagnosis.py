@@ -121,7 +121,7 @@ NO_LOADING = (
         ),
         (
             failing("load", errno.EINVAL),
-            "libbpf: prog 'raw': relo #1: insn #4 (LDX/ST/STX) accesses field incorrectly. Make sure you are accessing\n"
+            "libbpf: prog 'raw': relo #1: insn #4 (LDX/ST/STX) accesses field incorrectly.\n"
             + load_log(
                 "raw",
                 "4: <invalid CO-RE relocation>",
