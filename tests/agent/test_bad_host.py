@@ -31,7 +31,8 @@ def test_kernel_without_btf_is_said_to_be_one(tmp_path: Path) -> None:
     untyped = write(tmp_path, "untyped", counting("untyped"))
     images = [{"ref": str(path), "globals": {"tgid": PID}} for path in (typed, untyped)]
     # libbpf looks for a vmlinux file along a list of paths when the kernel shows no BTF: none is here.
-    hide = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /sys/kernel/btf && exec "$@"', "sh")
+    privately = "mount --make-rprivate /sys && mount -t tmpfs none /sys/kernel/btf"
+    hide = ("unshare", "--mount", "--propagation", "unchanged", "sh", "-c", privately + ' && exec "$@"', "sh")
     with running_agent(tmp_path, f"images: {json.dumps(images)}\n{RETRY}", prefix=hide) as agent:
         agent.wait_states(typed="failed", untyped="running")
         reason = agent.state_file()["typed"]["reason"]

@@ -312,7 +312,10 @@ def test_xdp_without_cap_net_admin_says_so(compile_object: Compile, tmp_path: Pa
 
 @pytest.fixture
 def signalled(monkeypatch: pytest.MonkeyPatch) -> Callable[[signal.Signals, str], list[subprocess.Popen[bytes]]]:
-    """Send a signal to every loader child once its log has some words; the children are returned as they come."""
+    """Send a signal to every loader child once its log has some words, or with none at its start.
+
+    The children are returned as they come.
+    """
     from exporter.kernel import channel, collection
 
     children: list[subprocess.Popen[bytes]] = []
@@ -323,9 +326,13 @@ def signalled(monkeypatch: pytest.MonkeyPatch) -> Callable[[signal.Signals, str]
         def starting(channel_fd: int, log: int) -> subprocess.Popen[bytes]:
             children.append(start(channel_fd, log))
             logs.append(log)
+            if not words:  # before it has been asked for anything, so that it cannot have answered
+                children[-1].send_signal(number)
             return children[-1]
 
         def receiving(socket: socket.socket, *, deadline: float) -> object:
+            if not words:
+                return receive(socket, deadline=deadline)
             end = time.monotonic() + 5
             while words.encode() not in os.pread(logs[-1], 1 << 16, 0) and time.monotonic() < end:
                 pass
@@ -365,7 +372,7 @@ def test_loader_that_hangs_is_killed_at_the_deadline(
     compile_object: Compile, signalled: Callable[[signal.Signals, str], list[subprocess.Popen[bytes]]]
 ) -> None:
     """Stopped, it never answers; the load ends in time and the child is gone."""
-    children = signalled(signal.SIGSTOP, "loader: checking the object")
+    children = signalled(signal.SIGSTOP, "")
     started = time.monotonic()
     with pytest.raises(KernelError, match="no answer within 1 s, killed while") as caught:
         load(LoadRequest("hang", compile_object("tables"), (SYSCALL,), deadline_s=1))
