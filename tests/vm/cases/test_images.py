@@ -1,0 +1,171 @@
+"""The shipped images as a user runs them: the very bytes of the built catalog, through the agent, to a scrape.
+
+``tests/kernel`` judges each program by a referee; here the question is whether
+all five run together on this kernel and what is known to have happened arrives
+under its public name.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from exporter.config import load
+from tests.support.libbpf import can_load
+
+ROOT = Path(__file__).parents[3]
+
+pytestmark = [
+    pytest.mark.skipif(not can_load(), reason="needs root and a kernel with BTF"),
+    pytest.mark.skipif(
+        not (ROOT / "build/catalog/index.json").exists(), reason="the catalog is not built (make set-up)"
+    ),
+]
+
+IMAGES = ("block-latency", "process-exits", "runqueue-latency", "syscalls", "tcp-states")
+EXIT_CODE = 93
+EXITS, CONNECTIONS, FAILURES, WRITES, NAPS = 40, 30, 50, 20, 100
+
+#: What the work below must add to each series, found by a pattern of its labels.
+#: The kernel and this process do more of most of these, so they are lower bounds;
+#: an exit code and an error that nobody else makes are exact.
+AT_LEAST = {
+    "block-latency": (r'ebpf_block_request_duration_seconds_count\{.*operation="write"', WRITES),
+    "process-exits": (rf'ebpf_process_exits_total\{{reason="exited",code="{EXIT_CODE}"', EXITS),
+    "runqueue-latency": (r"ebpf_runqueue_latency_seconds_count", NAPS),
+    "syscalls": (r'ebpf_syscall_errors_total\{syscall="rmdir",errno="ENOTEMPTY"', FAILURES),
+    "tcp-states": (r'ebpf_tcp_state_changes_total\{old_state="close",new_state="syn_sent",family="ipv4"', CONNECTIONS),
+}
+EXACT = {"process-exits", "syscalls"}
+
+
+class Agent:
+    """A running agent and where it is scraped."""
+
+    def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+        self.process, self.port, self.log = process, port, log
+
+    def scrape(self) -> str:
+        """The body of ``/metrics``."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=60) as answer:
+            return str(answer.read(), "utf-8")
+
+    def value(self, pattern: str) -> float:
+        """The sum of all series whose line begins with a pattern; 0 if there is none yet."""
+        lines = re.findall(rf"^{pattern}[^\n]* (\S+)$", self.scrape(), re.MULTILINE)
+        return sum(float(value) for value in lines)
+
+    def running(self) -> set[str]:
+        """The images that the log says are running."""
+        return set(re.findall(r'msg="image running" image=(\S+)', self.log.read_text()))
+
+    def decided(self) -> set[str]:
+        """The images that run or have been refused."""
+        return set(re.findall(r'msg="image (?:running|failed)" image=(\S+)', self.log.read_text()))
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
+    """An agent on all shipped images, up when each of them runs or was refused, or 120 s have gone."""
+    home = tmp_path_factory.mktemp("agent")
+    config = home / "agent.yaml"
+    images = "".join(f"  - ref: catalog:{image}\n" for image in IMAGES)
+    config.write_text(f"images:\n{images}store: {{path: {home / 'store'}}}\n")
+    assert load([config])
+    port, log = free_port(), home / "log"
+    command = [sys.executable, "-m", "exporter", "agent", f"--config.file={config}"]
+    with log.open("wb") as output:
+        process = subprocess.Popen([*command, f"--web.listen-address=127.0.0.1:{port}"], cwd=ROOT, stderr=output)
+    found = Agent(process, port, log)
+    try:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None and found.decided() != set(IMAGES):
+            time.sleep(0.2)
+        yield found
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        print(log.read_text())
+
+
+def work() -> None:
+    """Do a known number of things that each of the images sees."""
+    for _ in range(EXITS):
+        child = os.fork()
+        if child == 0:
+            os._exit(EXIT_CODE)
+        os.waitpid(child, 0)
+    with socket.create_server(("127.0.0.1", 0), backlog=8) as server:
+        for _ in range(CONNECTIONS):
+            with socket.create_connection(server.getsockname()):
+                server.accept()[0].close()
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "file").touch()
+        for _ in range(FAILURES):
+            with pytest.raises(OSError, match="not empty"):
+                Path(folder).rmdir()
+    with tempfile.TemporaryFile(dir=ROOT) as file:
+        for block in range(WRITES):
+            os.pwrite(file.fileno(), b"x" * 4096, block * 8192)
+            os.fdatasync(file.fileno())
+    for _ in range(NAPS):
+        time.sleep(0.001)
+
+
+@pytest.fixture(scope="module")
+def added(agent: Agent) -> dict[str, float]:
+    """Image to what the work added to its series."""
+    before = {image: agent.value(pattern) for image, (pattern, _) in AT_LEAST.items()}
+    work()
+    return {image: agent.value(pattern) - before[image] for image, (pattern, _) in AT_LEAST.items()}
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_shipped_image_runs_in_the_agent(
+    agent: Agent, image: str, record_property: Callable[[str, object], None]
+) -> None:
+    """It is loaded and attached whole, beside the other four."""
+    record_property("matrix", f"image/{image}")
+    refusals = [
+        line for line in agent.log.read_text().splitlines() if f"image={image} " in line and "running" not in line
+    ]
+    assert image in agent.running(), "\n".join(refusals)
+    assert not refusals, "\n".join(refusals)
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_shipped_image_exports_what_happened(
+    added: dict[str, float], image: str, record_property: Callable[[str, object], None]
+) -> None:
+    """What was done a known number of times is in the scrape, under its public name and labels."""
+    record_property("matrix", f"image/{image}")
+    _, expected = AT_LEAST[image]
+    assert added[image] >= expected
+    if image in EXACT:
+        assert added[image] == expected
+
+
+def test_every_shipped_image_has_its_case_here() -> None:
+    """An image that is added to the catalog and not here would be shipped unproved."""
+    assert {path.parent.name for path in (ROOT / "configs/catalog").glob("*/*.bpf.c")} == set(IMAGES)
