@@ -573,22 +573,6 @@ static uint32_t row_to_overflow(struct skep_frame *frame, uint32_t row)
 
 /* ---- values ---- */
 
-static double as_double(uint64_t bits)
-{
-	double number;
-
-	memcpy(&number, &bits, 8);
-	return number;
-}
-
-static uint64_t as_bits(double number)
-{
-	uint64_t bits;
-
-	memcpy(&bits, &number, 8);
-	return bits;
-}
-
 static uint64_t read_one(const struct skep_value_op *op, const uint8_t *value, uint32_t i)
 {
 	const uint8_t *at = value + (op->bits.offset_bits >> 3);
@@ -613,7 +597,7 @@ static uint64_t read_one(const struct skep_value_op *op, const uint8_t *value, u
 	case READ_F32: {
 		float narrow;
 		memcpy(&narrow, at + (size_t)i * 4, 4);
-		return as_bits((double)narrow);
+		return skep_as_bits((double)narrow);
 	}
 	case READ_F64:
 		memcpy(&number, at + (size_t)i * 8, 8);
@@ -633,12 +617,12 @@ static uint64_t read_cell(const struct skep_value_op *op, const uint8_t *value, 
 
 	if (op->cell_type != SKEP_CELL_F64 || op->bits.is_float)
 		return number;
-	return as_bits(op->bits.is_signed ? (double)(int64_t)number : (double)number);
+	return skep_as_bits(op->bits.is_signed ? (double)(int64_t)number : (double)number);
 }
 
 static uint64_t add(uint8_t cell_type, uint64_t a, uint64_t b)
 {
-	return cell_type == SKEP_CELL_F64 ? as_bits(as_double(a) + as_double(b)) : a + b;
+	return cell_type == SKEP_CELL_F64 ? skep_as_bits(skep_as_double(a) + skep_as_double(b)) : a + b;
 }
 
 static void read_row(struct skep_frame *frame, const uint8_t *value, uint32_t slot_stride, uint32_t cpus)
@@ -669,13 +653,13 @@ static uint64_t gain(uint8_t cell_type, uint64_t raw, uint64_t *last)
 			return raw - before;
 		return (int64_t)raw > 0 ? raw : 0;
 	case SKEP_CELL_F64: {
-		double now = as_double(raw), then = as_double(before);
+		double now = skep_as_double(raw), then = skep_as_double(before);
 		if (!isfinite(now)) /* tells nothing, and would spoil the sum for ever */
-			return as_bits(0);
+			return skep_as_bits(0);
 		*last = raw;
 		if (now >= then)
-			return as_bits(now - then);
-		return as_bits(now > 0 ? now : 0);
+			return skep_as_bits(now - then);
+		return skep_as_bits(now > 0 ? now : 0);
 	}
 	}
 	return 0;

@@ -10,11 +10,29 @@
 #define SKEP_FRAME_H
 
 #include <stdint.h>
+#include <string.h>
 
 #define SKEP_FRAME_VIEW "skep.frame_view"
 #define SKEP_FRAME_VERSION 1u
 
 enum skep_cell_type { SKEP_CELL_U64 = 0, SKEP_CELL_I64 = 1, SKEP_CELL_F64 = 2 };
+
+/* A SKEP_CELL_F64 is a double's bits. */
+static inline double skep_as_double(uint64_t bits)
+{
+	double number;
+
+	memcpy(&number, &bits, sizeof(number));
+	return number;
+}
+
+static inline uint64_t skep_as_bits(double number)
+{
+	uint64_t bits;
+
+	memcpy(&bits, &number, sizeof(bits));
+	return bits;
+}
 
 /* A series that is not live keeps its place (its row may come back) and is not exported.
  * ROWLESS is only set in frames that have a gauge beside other instruments: the series'

@@ -72,22 +72,6 @@ static int resize(void *pointer, size_t count, size_t size)
 
 /* ---- numbers ---- */
 
-static double as_double(uint64_t bits)
-{
-	double number;
-
-	memcpy(&number, &bits, 8);
-	return number;
-}
-
-static uint64_t as_bits(double number)
-{
-	uint64_t bits;
-
-	memcpy(&bits, &number, 8);
-	return bits;
-}
-
 static uint8_t type_of(const struct skep_sent *sent, uint32_t cell)
 {
 	return cell + 1 == sent->config.cells ? sent->config.cell_type : SKEP_CELL_U64;
@@ -95,14 +79,14 @@ static uint8_t type_of(const struct skep_sent *sent, uint32_t cell)
 
 static uint64_t sum(uint8_t cell_type, uint64_t a, uint64_t b)
 {
-	return cell_type == SKEP_CELL_F64 ? as_bits(as_double(a) + as_double(b)) : a + b;
+	return cell_type == SKEP_CELL_F64 ? skep_as_bits(skep_as_double(a) + skep_as_double(b)) : a + b;
 }
 
 static int fell(uint8_t cell_type, uint64_t now, uint64_t before)
 {
 	switch (cell_type) {
 	case SKEP_CELL_F64:
-		return !(as_double(now) >= as_double(before));
+		return !(skep_as_double(now) >= skep_as_double(before));
 	case SKEP_CELL_I64:
 		return (int64_t)now < (int64_t)before;
 	default:
@@ -116,8 +100,8 @@ static uint64_t difference(uint8_t cell_type, uint64_t now, uint64_t before)
 
 	if (cell_type != SKEP_CELL_F64)
 		return now - before;
-	gained = as_double(now) - as_double(before);
-	return as_bits(isfinite(gained) ? gained : 0);
+	gained = skep_as_double(now) - skep_as_double(before);
+	return skep_as_bits(isfinite(gained) ? gained : 0);
 }
 
 /* ---- the table of names ---- */
@@ -327,7 +311,7 @@ static int owes(const struct skep_sent *sent, uint32_t at)
 		return 0;
 	owed = sent->owed + (size_t)at * sent->config.cells;
 	for (uint32_t i = 0; i < sent->config.cells; i++)
-		if (owed[i] && !(type_of(sent, i) == SKEP_CELL_F64 && as_double(owed[i]) == 0))
+		if (owed[i] && !(type_of(sent, i) == SKEP_CELL_F64 && skep_as_double(owed[i]) == 0))
 			return 1;
 	return 0;
 }
