@@ -221,7 +221,7 @@ def test_restart_does_not_change_what_runs(tmp_path: Path) -> None:
             agent.wait_states(remote="stale")
             make_calls(1)
             agent.wait(lambda page: page.sum("ebpf_newer_total") == 1)
-            assert "runs the stored version" in agent.state_file()["remote"]["reason"]
+            agent.wait(lambda _: "runs the stored version" in agent.state_file()["remote"]["reason"])
 
 
 def test_port_in_use_is_told_before_anything_is_loaded(tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ def qemu_command(guest: Guest, console: Path) -> list[str]:
     """The command that boots a guest; its second serial line is the command's standard output."""
     command = [
         "qemu-system-x86_64",
-        *("-machine", "pc", "-accel", "tcg", "-cpu", PROCESSOR, "-smp", str(PROCESSORS), "-m", str(MEMORY_MIB)),
+        *("-machine", "pc", "-accel", "tcg,thread=multi", "-cpu", PROCESSOR, "-smp", str(PROCESSORS), "-m", str(MEMORY_MIB)),
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
         *("-kernel", str(guest.image), "-initrd", str(guest.initramfs), "-append", guest.command_line),
         *("-chardev", f"file,id=console,path={console}", "-serial", "chardev:console"),
