@@ -115,8 +115,9 @@ static int decode(struct skep_stream *stream, const uint8_t *data, uint64_t now_
 
 	if (config->time_size_bits) {
 		uint64_t ktime = skep_read_bits(data, config->time_offset_bits, config->time_size_bits);
-		if (ktime)
-			time_ns = ktime + (uint64_t)stream->context.realtime_minus_monotonic_ns;
+		uint64_t wall = ktime + (uint64_t)stream->context.realtime_minus_monotonic_ns;
+		if (ktime && ktime <= INT64_MAX && wall <= INT64_MAX) /* else it is no time */
+			time_ns = wall;
 	}
 	if ((otlp && open_otlp(stream, time_ns)) || (json && open_json(stream, time_ns, json)))
 		return -1;

@@ -156,11 +156,12 @@ def split_records(records: bytes) -> Iterator[bytes]:
 
 
 def record_time_ns(plan: StreamPlan, data: bytes, *, now_ns: int, realtime_minus_monotonic_ns: int) -> int:
-    """When it happened: the record's own time, or the time of reading if it has none or zero."""
+    """When it happened: the record's own time, or the time of reading if it has none, zero, or one beyond 2262."""
     if plan.time is None:
         return now_ns
     ktime = int.from_bytes(data, "little") >> plan.time.offset_bits & ((1 << plan.time.size_bits) - 1)
-    return ktime + realtime_minus_monotonic_ns if ktime else now_ns
+    wall = ktime + realtime_minus_monotonic_ns
+    return wall if 0 < ktime < 1 << 63 and 0 <= wall < 1 << 63 else now_ns
 
 
 def log_record(plan: StreamPlan, pairs: Sequence[tuple[str, Value]], *, time_ns: int, now_ns: int) -> bytes:
