@@ -195,6 +195,13 @@ cdef class Object:
             map = libbpf.bpf_object__next_map(self.handle, map)
         return result
 
+    def section_map(self, str section):
+        """The map libbpf makes for a section of global variables, or None: it knows no such section."""
+        cdef libbpf.bpf_map *map = libbpf.bpf_object__find_map_by_name(self.handle, section.encode())
+        if not section.startswith(".") or map == NULL or not libbpf.bpf_map__is_internal(map):
+            return None
+        return _map(self, map)
+
     def set_global(self, str section, uint64_t offset, bytes value):
         """Write a global variable's initial value; ``section`` is ``.rodata``, ``.data``, ``.bss`` or one of their kin."""
         cdef size_t size = 0

@@ -55,6 +55,7 @@
 #define SKEP_UNIT(ucum) SKEP_TAG("unit=" ucum)	  /* as exported: "s", "By", "{request}" */
 #define SKEP_SCALE(factor) SKEP_TAG("scale=" factor) /* stored number * factor = unit: "1e-9" */
 #define SKEP_HELP(sentence) SKEP_TAG("help=" sentence)
+#define SKEP_EXPORT SKEP_TAG("enabled=true") /* of a variable: exported as the tags on its struct's members say */
 #define SKEP_OFF SKEP_TAG("enabled=false") /* exported only where the configuration asks for it */
 
 /* Of a ring buffer: how grave its records are (trace, debug, info, warn, error)

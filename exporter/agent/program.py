@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import struct
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,7 @@ from exporter.errors import SkepError
 from exporter.image import Bundle
 from exporter.kernel.lookup import Lookup
 from exporter.model import FrameView, Scope
-from exporter.plan import Plan, StreamPlan, TablePlan, make_plan
+from exporter.plan import Plan, SectionSource, StreamPlan, TablePlan, make_plan
 
 LOAD_DEADLINE_S = 60.0
 
@@ -161,7 +162,7 @@ class Program:
                 enums=collection.enums,
                 start_ns=start_ns,
             )
-            self._frames.setdefault(table.map, []).append(frame)
+            self._frames.setdefault(table.read_map, []).append(frame)
         self._unreadable: set[str] = set()
         self.map_entries: dict[str, tuple[int, int]] = {}
         self.lost: dict[str, int] = {}
@@ -214,13 +215,19 @@ class Program:
         for frame in frames:
             frame.begin(now_ns)
         rows = 0
+        variables = False
         for batch in source.batches():
             rows += batch.count
             for frame in frames:
-                frame.apply(batch.keys, batch.values, batch.count, batch.value_stride, batch.cpus)
+                if isinstance(frame.plan.source, SectionSource):
+                    variables = True
+                    _apply_variable(frame, frame.plan.source, batch.values)
+                else:
+                    frame.apply(batch.keys, batch.values, batch.count, batch.value_stride, batch.cpus)
         for frame in frames:
             frame.finish()
-        self.map_entries[name] = (rows, source.max_entries)
+        if not variables:
+            self.map_entries[name] = (rows, source.max_entries)
 
     def frames(self) -> list[FrameView]:
         """Give the frames whose maps the last read could read."""
@@ -229,7 +236,7 @@ class Program:
     def tables(self) -> list[tuple[TablePlan, collect.Frame]]:
         """Give each frame with its plan, for showing rows."""
         frames = {name: iter(frames) for name, frames in self._frames.items()}
-        return [(table, next(frames[table.map])) for table in self.plan.tables]
+        return [(table, next(frames[table.read_map])) for table in self.plan.tables]
 
     def succeed(self, old: Program) -> int:
         """Take over the series of what ran before, for every table that means the very same.
@@ -313,6 +320,13 @@ class Stream:
             otlp=otlp,
             json=json,
         )
+
+
+def _apply_variable(frame: collect.Frame, source: SectionSource, section: memoryview) -> None:
+    """Give a frame the elements of a variable as rows of an array."""
+    stride, count = frame.plan.value_size, source.count
+    values = section[source.offset : source.offset + count * stride]
+    frame.apply(struct.pack(f"={count}I", *range(count)), values, count, stride, 1)
 
 
 def sum_rows(source: kernel.Map) -> int:

@@ -16,7 +16,7 @@ from exporter.errors import ConfigError
 from exporter.image import ReferenceKind, Store, default_store_path, fetch, parse_reference
 from exporter.kernel import possible_cpus
 from exporter.model import Instrument, Kind, prometheus_label
-from exporter.plan import GlobalPlan, LabelRule, MetricPlan, Plan, StreamPlan, TablePlan, make_plan
+from exporter.plan import GlobalPlan, LabelRule, MetricPlan, Plan, SectionSource, StreamPlan, TablePlan, make_plan
 from exporter.resources import catalog_dir
 
 _SHOWN_VALUES = 6
@@ -165,13 +165,22 @@ def _lines(plan: Plan) -> Iterator[str]:
 
 
 def _table(table: TablePlan) -> Iterator[str]:
-    kind = "rows summed over CPUs" if table.per_cpu else "rows"
-    yield f"map {table.map}: {kind} of {table.key_size} + {table.value_size} bytes"
+    yield _rows(table)
     for metric in table.metrics:
         yield from _metric(metric)
     yield from _labels("labels", table.labels, table.constant_labels)
     if table.expire_idle:
         yield f"  a series that does not change for {table.expire_after_s:g} s is not shown until it does"
+
+
+def _rows(table: TablePlan) -> str:
+    """What is read."""
+    if isinstance(table.source, SectionSource):
+        count, where = table.source.count, f"{table.source.section}+{table.source.offset}"
+        of = f"{count} elements of " if count > 1 else ""
+        return f"global {table.map}: {of}{table.value_size} bytes at {where}"
+    kind = "rows summed over CPUs" if table.per_cpu else "rows"
+    return f"map {table.map}: {kind} of {table.key_size} + {table.value_size} bytes"
 
 
 def _metric(metric: MetricPlan) -> Iterator[str]:

@@ -97,7 +97,8 @@ class LoadRequest:
         name: Of the object in messages and in the kernel's names of its global data.
         object: The ELF file.
         programs: Those to load; the object's others stay out of the kernel.
-        read_maps: Maps whose rows or records will be read: their descriptors come back.
+        read_maps: Maps whose rows or records will be read: their descriptors come back. A section of global
+            variables, such as ``.bss``, is a map of one row.
         enums: Kernel enums whose values are asked for.
         partial: Programs that cannot attach are reported and the others run; else the first fails the load.
         deadline_s: From the call's beginning to its end.

@@ -103,23 +103,23 @@ def _serve(request: Request, image: int) -> tuple[Answer, list[int], _libbpf.Obj
         opened.load()
     except OSError as error:
         raise RefusalError.by(error, "load") from None
-    read_maps = [maps[name] for name in request["read_maps"]]
+    read_maps = [(name, maps[name]) for name in request["read_maps"]]
     answer: Answer = {
         "failure": None,
         "maps": [
             {
-                "name": map_.name,
+                "name": name,
                 "type": map_.type,
                 "key_size": map_.key_size,
                 "value_size": map_.value_size,
                 "max_entries": map_.max_entries,
             }
-            for map_ in read_maps
+            for name, map_ in read_maps
         ],
         "programs": [],
         "enums": enums,
     }
-    descriptors = [map_.fd for map_ in read_maps]
+    descriptors = [map_.fd for _, map_ in read_maps]
     for wanted in request["programs"]:
         name = wanted["name"]
         if name in request["skip"]:
@@ -168,6 +168,8 @@ def _match(opened: _libbpf.Object, request: Request) -> tuple[dict[str, _libbpf.
         if program is None or program.section != section:
             found = f"it in section {program.section!r}" if program else f"no such program, but {sorted(programs)}"
             raise RefusalError("match", doing=f"program {wanted['name']!r} of section {section!r}: libbpf sees {found}")
+    sections = {name: opened.section_map(name) for name in request["read_maps"]}
+    maps |= {name: section for name, section in sections.items() if section is not None}
     for name in [*request["read_maps"], *(wanted["name"] for wanted in request["maps"])]:
         if name not in maps:
             raise RefusalError("match", doing=f"map {name!r}: libbpf sees no such map, but {sorted(maps)}")

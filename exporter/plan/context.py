@@ -25,6 +25,7 @@ class MapContext:
     Attributes:
         base_name: The map's name without its kind prefix.
         problems, notes: Of the whole image; both grow.
+        what: What it is to a person: a global variable is planned as the array it lies in the kernel as.
     """
 
     object: ObjectSpec
@@ -33,11 +34,12 @@ class MapContext:
     base_name: str
     problems: list[SkepError]
     notes: list[str]
+    what: str = "map"
 
     @property
     def owner(self) -> str:
         """The map as messages call it."""
-        return f"map {self.spec.name!r}"
+        return f"{self.what} {self.spec.name!r}"
 
     @property
     def is_array(self) -> bool:

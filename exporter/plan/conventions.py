@@ -29,6 +29,7 @@ from .slots import parse_scale, parse_slots
 
 T = TypeVar("T")
 TAG_PREFIX = "skep:"
+KIND_TAG = "skep:kind="
 PREFIXES = {"counter_": "counter", "gauge_": "gauge", "hist_": "histogram", "print_": "event"}
 """BumbleBee's map-name prefixes."""
 DURATION_UNITS = {"s": "1e-9", "ms": "1e-6", "us": "1e-3", "ns": "1"}
@@ -76,6 +77,11 @@ def kind_prefix(name: str) -> tuple[str | None, str]:
         if name.startswith(prefix) and len(name) > len(prefix):
             return kind, name.removeprefix(prefix)
     return None, name
+
+
+def is_ours(tag: str) -> bool:
+    """Whether a declaration tag is one of skep's."""
+    return tag.startswith(TAG_PREFIX)
 
 
 def is_padding(field: Field) -> bool:

@@ -1,15 +1,21 @@
-"""Values from the configuration for a program's ``const volatile`` globals, checked against their BTF types."""
+"""Global variables: values from the configuration for the ``const volatile`` ones, and those that are measured.
+
+A value is checked against the BTF type. A variable that is measured is planned as
+the array map that it could as well be: of one row, or if it is a C array of a row
+per element, except where the array is a histogram's slots.
+"""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
 
-from exporter.bpf import Field, FieldKind, GlobalSpec, ObjectSpec, layout_of
+from exporter.bpf import Field, FieldKind, GlobalSpec, MapSpec, MapType, ObjectSpec, layout_of
+from exporter.bpf.btf import Array, Int
 from exporter.errors import ObjectError, PlanError, SkepError
 
 from .conventions import enum_texts
-from .plan import GlobalPlan
+from .plan import GlobalPlan, SectionSource
 
 Value = int | bool | float | str
 
@@ -34,6 +40,31 @@ def plan_globals(
         except (PlanError, ObjectError) as error:
             problems.append(PlanError(f"{where} {error}", code="plan.global"))
     return tuple(plans)
+
+
+def as_array(spec: ObjectSpec, entry: GlobalSpec, *, histogram: bool) -> tuple[MapSpec, SectionSource]:
+    """Show a variable as an array map of its elements, and say where they lie."""
+    type_id, count = entry.type_id, 1
+    whole = spec.btf.resolve(type_id)
+    if isinstance(whole, Array):
+        element = spec.btf.resolve(whole.element_id)
+        text = isinstance(element, Int) and element.size == 1
+        if whole.count and not text and not (histogram and isinstance(element, Int)):
+            type_id, count = whole.element_id, whole.count
+    array = MapSpec(
+        name=entry.name,
+        type=MapType.ARRAY,
+        type_number=MapType.ARRAY,
+        key_size=4,
+        value_size=entry.size // count,
+        max_entries=count,
+        flags=0,
+        key_type_id=0,
+        value_type_id=type_id,
+        tags=entry.tags,
+        section=entry.section,
+    )
+    return array, SectionSource(entry.section, entry.offset, count)
 
 
 def _encode(spec: ObjectSpec, entry: GlobalSpec, value: Value) -> bytes:

@@ -12,7 +12,7 @@ from .context import ARRAYS, RINGS, TABLES, MapContext, listed, map_type_name
 from .conventions import Tags, map_tags, member_tags
 from .labels import LabelReader, value_rule
 from .metadata import EventMetadata, MetricDeclaration, MetricMetadata, over
-from .plan import LabelRule, StreamPlan
+from .plan import LabelRule, SectionSource, StreamPlan
 from .values import OTEL_NAME, Metric, ValueReader, is_slot_array
 
 
@@ -23,6 +23,12 @@ class Table:
     spec: MapSpec
     labels: tuple[LabelRule, ...]
     metrics: tuple[Metric, ...]
+    source: SectionSource | None = None
+
+    @property
+    def owner(self) -> str:
+        """The map as messages call it."""
+        return f"{'map' if self.source is None else 'global'} {self.spec.name!r}"
 
 
 def plan_map(context: MapContext, prefix_kind: str | None) -> Table | StreamPlan | None:
@@ -37,6 +43,17 @@ def plan_map(context: MapContext, prefix_kind: str | None) -> Table | StreamPlan
     """
     tags = map_tags(context.owner, context.spec.tags, context.problems)
     return _MapPlanner(context, prefix_kind, tags).made()
+
+
+def plan_variable(context: MapContext, prefix_kind: str | None, source: SectionSource) -> Table | None:
+    """Decide about one global variable, which the context shows as the array of its elements.
+
+    Returns:
+        Its table; None if it is private, as a variable is of which nothing is said.
+    """
+    tags = map_tags(context.owner, context.spec.tags, context.problems)
+    made = _MapPlanner(context, prefix_kind, tags).made_of_variable()
+    return replace(made, source=source) if made else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +86,17 @@ class _MapPlanner:
                 self.map.problem_in_metadata(name, f"is about a map of events; say it under 'events.{name}'")
             return self._stream(event) if self._is_ring(explicit is not None) else None
         return self._table(declared, kind, explicit is not None)
+
+    def made_of_variable(self) -> Table | None:
+        declared = over(self.document.metric, self.tags.metric)
+        kind = declared.kind or self.prefix_kind
+        if kind == "none":
+            return None
+        if kind == "event" or self.map.spec.name in self.map.document.events:
+            if declared.kind is not None or self.map.spec.name in self.map.document.events:
+                self.map.problem("map_type", 'a variable gives no events; declare a ring buffer in SEC(".maps")')
+            return None
+        return self._table(declared, kind, declared.kind is not None)
 
     def _refuse(self, explicit: bool, text: str) -> None:
         """What was asked for by name is an error, what only a prefix suggests is left out with a note."""
@@ -155,7 +183,7 @@ class _MapPlanner:
             said = [*declared.said, *(["labels"] if self.document.labels else [])]
             if said:
                 self.map.problem("tag", f"it has {listed(said)} but no kind; add kind=counter, gauge or histogram")
-            else:
+            elif self.map.what == "map":
                 self.map.note("not exported: nothing says its kind")
             return None
         if self.map.spec.type in RINGS:

@@ -97,13 +97,27 @@ class MetricPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class SectionSource:
+    """Rows that are a global variable: ``count`` values of the table's ``value_size``, their number the key.
+
+    Attributes:
+        section: ``.bss``, ``.data`` or ``.rodata``, perhaps with a suffix: in the kernel an array of one value.
+        offset: Bytes from its start to the first.
+    """
+
+    section: str
+    offset: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class TablePlan:
     """One frame: the rows of one map, its labels, and the metrics that have exactly these labels.
 
     A map whose metrics keep different labels has several tables.
 
     Attributes:
-        map: Map name in the object.
+        map: Map name in the object; of a global, the variable's name.
         key_size, value_size: Bytes of a row (of one CPU's slot, if per-CPU).
         per_cpu: Values are summed over CPUs.
         labels: In the order they are shown; those dropped by configuration are absent, and rows
@@ -114,6 +128,7 @@ class TablePlan:
             for ``expire_after_s`` is not shown until it changes. Else a series leaves only when its
             row has been gone for that long. A gauge leaves with its row.
         series_limit: Of the image; the agent shares it among the image's tables.
+        source: Where its rows come from, if they are not simply the map's own.
     """
 
     map: str
@@ -127,6 +142,12 @@ class TablePlan:
     expire_idle: bool = False
     expire_after_s: float = 3600.0
     series_limit: int = 10_000
+    source: SectionSource | None = None
+
+    @property
+    def read_map(self) -> str:
+        """The map that is read, by the name libbpf has for it."""
+        return self.source.section if isinstance(self.source, SectionSource) else self.map
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +233,7 @@ class Plan:
     @property
     def read_maps(self) -> tuple[str, ...]:
         """The maps whose descriptors are needed: of tables, of rings, and of counts of lost events."""
-        names = [table.map for table in self.tables] + [stream.map for stream in self.streams]
+        names = [table.read_map for table in self.tables] + [stream.map for stream in self.streams]
         names += [stream.lost_map for stream in self.streams if stream.lost_map]
         return tuple(dict.fromkeys(names))
 

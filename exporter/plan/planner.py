@@ -12,16 +12,16 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from exporter.bpf import MapSpec, ObjectSpec
+from exporter.bpf import GlobalSpec, ObjectSpec
 from exporter.config import AttachConfig, ImageConfig, MetricConfig
 from exporter.errors import ObjectError, PlanError, Problems, SkepError, raise_all
 from exporter.model import Kind, Scope, prometheus_label, prometheus_name
 
 from .context import ARRAYS, RINGS, MapContext, listed, mebibytes
-from .conventions import BOUNDED_DECODERS, kind_prefix
-from .globals import plan_globals
+from .conventions import BOUNDED_DECODERS, KIND_TAG, is_ours, kind_prefix
+from .globals import as_array, plan_globals
 from .labels import LABEL_NAME
-from .maps import Table, plan_map
+from .maps import Table, plan_map, plan_variable
 from .memory import data_memory, map_memory
 from .metadata import (
     ImageMetadata,
@@ -110,6 +110,7 @@ class _Planner:
                 tables.append(made)
             elif made is not None:
                 streams.append(made)
+        tables += self._variables()
         constant_labels = self._constant_labels(tables, streams)
         configured = self._configure(tables, constant_labels)
         streams = self._configure_streams(streams, constant_labels)
@@ -132,22 +133,51 @@ class _Planner:
         raise_all(list({str(problem): problem for problem in self.problems}.values()))
         return plan
 
+    def _variables(self) -> Iterable[Table]:
+        """The global variables that are measured, each as the rows of an array."""
+        names = {spec.name for spec in self.spec.maps}
+        told = {key.partition(".")[0] for key in (*self.document.metrics, *self.document.events)}
+        for entry in self.spec.globals:
+            prefix_kind, base_name = kind_prefix(entry.name)
+            if entry.section.startswith(".rodata"):
+                prefix_kind = None  # what is set before load measures nothing unless it is said
+            # Its type alone says nothing, whatever is tagged there: programs keep zeroes to start rows with.
+            if not prefix_kind and entry.name not in told and not any(map(is_ours, entry.tags)):
+                continue
+            if entry.name in names:  # a static variable inside a function may be called so
+                continue
+            try:
+                spec, source = as_array(self.spec, entry, histogram=self._kind_of(entry, prefix_kind) == "histogram")
+                context = MapContext(self.spec, self.document, spec, base_name, self.problems, self.notes, "global")
+                made = plan_variable(context, prefix_kind, source)
+            except ObjectError as error:
+                self._problem("btf", f"global {entry.name!r}: {error}")
+                continue
+            if made is not None:
+                yield made
+
+    def _kind_of(self, entry: GlobalSpec, prefix_kind: str | None) -> str | None:
+        document = self.document.metrics.get(entry.name)
+        said = document.metric.kind if document else None
+        return said or next((tag.partition("=")[2] for tag in entry.tags if tag.startswith(KIND_TAG)), prefix_kind)
+
     def _problem(self, code: str, text: str) -> None:
         self.problems.append(PlanError(text, code=f"plan.{code}"))
 
     def _check_document(self) -> None:
-        """Every map that the metadata names must exist; members are checked with their map."""
+        """Every map and variable that the metadata names must exist; members are checked with it."""
         names = [spec.name for spec in self.spec.maps]
+        variables = {entry.name for entry in self.spec.globals}
         for section, keys in (("metrics", self.document.metrics), ("events", self.document.events)):
             for key in keys:
-                if key.partition(".")[0] not in names:
+                if key.partition(".")[0] not in {*names, *variables}:
                     self._problem(
                         "metadata", f"metadata '{section}.{key}': no such map; the object has {listed(names)}"
                     )
 
     def _constant_labels(self, tables: Iterable[Table], streams: Iterable[StreamPlan]) -> tuple[tuple[str, str], ...]:
         labels = tuple((name, str(value)) for name, value in self.config.labels.items())
-        owners = [(f"map {table.spec.name!r}", table.labels) for table in tables]
+        owners = [(table.owner, table.labels) for table in tables]
         owners += [(f"event {stream.event_name!r}", stream.attributes) for stream in streams]
         shown = {prometheus_label(name) for name in self.config.labels}
         for name in self.config.labels:
@@ -187,7 +217,7 @@ class _Planner:
                 changed = self._renamed(metric, entry)
                 self._claim(changed, owners)
                 parts.setdefault(kept, []).append(changed)
-            plans += [self._table_plan(table.spec, kept, metrics, constant_labels) for kept, metrics in parts.items()]
+            plans += [self._table_plan(table, kept, metrics, constant_labels) for kept, metrics in parts.items()]
         return tuple(plans)
 
     def _kept_labels(self, table: Table, metric: Metric, entry: MetricConfig) -> tuple[LabelRule, ...]:
@@ -221,20 +251,21 @@ class _Planner:
         name = metric.prometheus_name
         if name.startswith(_RESERVED):
             text = f"metric name {name!r} begins as the agent's own do ({', '.join(_RESERVED)}); name it otherwise"
-            self._problem("name", f"map {metric.map!r}: {text}")
+            self._problem("name", f"{metric.owner}: {text}")
         clashes = sorted({owners[exposed] for exposed in exposed_names(name, metric.kind) if exposed in owners})
         if clashes:
-            text = f"metric name {name!r} is also that of map {clashes[0]!r}; give one of them another name"
-            self._problem("name", f"map {metric.map!r}: {text}")
-        owners.update(dict.fromkeys(exposed_names(name, metric.kind), metric.map))
+            text = f"metric name {name!r} is also that of {clashes[0]}; give one of them another name"
+            self._problem("name", f"{metric.owner}: {text}")
+        owners.update(dict.fromkeys(exposed_names(name, metric.kind), metric.owner))
 
     def _table_plan(
         self,
-        spec: MapSpec,
+        table: Table,
         labels: tuple[LabelRule, ...],
         metrics: Sequence[Metric],
         constant_labels: tuple[tuple[str, str], ...],
     ) -> TablePlan:
+        spec = table.spec
         made: list[MetricPlan] = []
         cells = 0
         for metric in metrics:
@@ -255,6 +286,7 @@ class _Planner:
             expire_idle=any(rule.decoder not in steady for rule in labels),
             expire_after_s=self.config.expire_after_s,
             series_limit=self.config.limits.series,
+            source=table.source,
         )
 
     def _configure_streams(

@@ -27,11 +27,12 @@ class Metric:
     """A metric before its frame is known.
 
     Attributes:
+        owner: The map it comes from, as messages call it.
         name, prometheus_name: As the object and its metadata say; what the configuration says comes after.
         value, histogram: Where its cells come from, one of the two.
     """
 
-    map: str
+    owner: str
     name: str
     prometheus_name: str
     kind: Kind
@@ -284,12 +285,12 @@ class ValueReader:
             return
         member = f" member {leaf.name}" if leaf is not None and leaf.name else ""
         yield Metric(
-            map=self.map.spec.name,
+            owner=self.map.owner,
             name=name,
             prometheus_name=prometheus_name(name, kind=kind, unit=unit),
             kind=kind,
             unit=unit,
-            help=declared.help or f"{kind.value.capitalize()} in eBPF map {self.map.spec.name}{member}",
+            help=declared.help or f"{kind.value.capitalize()} in eBPF {self.map.what} {self.map.spec.name}{member}",
             scale=scale,
             cell_type=cell_type,
             enabled=declared.enabled is not False,
