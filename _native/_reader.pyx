@@ -5,7 +5,7 @@ Descriptors are borrowed: who opened them closes them, and keeps them open while
 a call is inside.
 """
 
-from libc.errno cimport EBADMSG, EINTR, EINVAL, ENOENT, ENOSPC, EOPNOTSUPP
+from libc.errno cimport EAGAIN, EBADMSG, EINTR, EINVAL, ENOENT, ENOSPC, EOPNOTSUPP
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 
@@ -14,9 +14,12 @@ cdef extern from "rows.h" nogil:
     int skep_lookup_batch(int fd, const void *start, void *out, void *keys, void *values, uint32_t *count)
     struct skep_walk:
         pass
-    int skep_walk_open(skep_walk *walk, uint32_t key_size, uint64_t max_entries)
+    int skep_walk_open(skep_walk *walk, uint32_t key_size, uint64_t max_entries, int trie)
     void skep_walk_close(skep_walk *walk)
-    int64_t skep_walk_rows(skep_walk *walk, int fd, uint8_t *keys, uint8_t *values, uint64_t value_stride, uint32_t room)
+    int64_t skep_walk_rows(skep_walk *walk, int fd, uint8_t *keys, uint8_t *values, uint64_t value_stride,
+                           uint32_t room)
+    int64_t skep_walk_sift(skep_walk *walk, int fd, uint8_t *keys, uint8_t *values, uint64_t value_stride,
+                           uint32_t count)
 
 cdef extern from "ring.h" nogil:
     struct skep_ring:
@@ -31,6 +34,7 @@ ENOTSUPP = SKEP_ENOTSUPP
 
 # A batch of wide per-CPU values on a large machine would otherwise ask for gigabytes.
 _CHUNK_BYTES = 16 << 20
+_RESTLESS = "reading rows of a map that changes faster than it can be walked"
 
 
 cdef object _refusal(int error, str doing):
@@ -43,6 +47,8 @@ cdef class Rows:
 
     ``keys`` and ``values`` are reused by the next call. ``by_batch`` says how the
     last read went: False is the key-by-key walk.
+
+    Of a trie the kernel's batch is a walk too, and one that repeats keys: its rows are sifted.
     """
 
     cdef int fd
@@ -51,13 +57,13 @@ cdef class Rows:
     cdef readonly bytearray keys
     cdef readonly bytearray values
     cdef readonly bint by_batch
-    cdef bint walk_only, started, done, walk_open
+    cdef bint walk_only, started, done, walk_open, trie
     cdef int interruptions
     cdef bytearray cursor_in, cursor_out
     cdef skep_walk walk
 
     def __cinit__(self, int fd, *, uint32_t key_size, uint64_t value_stride, uint64_t max_entries,
-                  uint32_t chunk_rows, bint walk_only=False):
+                  uint32_t chunk_rows, bint walk_only=False, bint trie=False):
         if not key_size or not value_stride or not chunk_rows or not max_entries:
             raise ValueError("rows need a key, a value, an entry and room for one")
         self.fd = fd
@@ -65,6 +71,7 @@ cdef class Rows:
         self.value_stride = value_stride
         self.max_entries = max_entries
         self.walk_only = walk_only
+        self.trie = trie
         self.done = True
         self.cursor_in = bytearray(max(4, key_size))
         self.cursor_out = bytearray(max(4, key_size))
@@ -79,6 +86,12 @@ cdef class Rows:
         self.keys = bytearray(rows * self.key_size)
         self.values = bytearray(rows * self.value_stride)
         self.capacity = <uint32_t>rows
+
+    cdef _open_walk(self):
+        if not self.walk_open:
+            if skep_walk_open(&self.walk, self.key_size, self.max_entries, self.trie):
+                raise MemoryError("walking the keys of a map")
+            self.walk_open = True
 
     cdef _close_walk(self):
         if self.walk_open:
@@ -111,6 +124,8 @@ cdef class Rows:
         cdef uint32_t count = self.capacity
         cdef uint8_t *keys = self.keys
         cdef uint8_t *values = self.values
+        cdef uint64_t value_stride = self.value_stride
+        cdef int64_t kept
         cdef uint8_t *cursor_in = self.cursor_in
         cdef uint8_t *cursor_out = self.cursor_out
         cdef bint started = self.started
@@ -118,6 +133,18 @@ cdef class Rows:
         cdef int error
         with nogil:
             error = skep_lookup_batch(fd, cursor_in if started else NULL, cursor_out, keys, values, &count)
+        if self.trie and count:
+            self._open_walk()
+            with nogil:
+                kept = skep_walk_sift(&self.walk, fd, keys, values, value_stride, count)
+            if kept < 0:
+                raise _refusal(<int>kept, _RESTLESS)
+            if error == 0 or error == -EINTR:
+                self.cursor_in, self.cursor_out = self.cursor_out, self.cursor_in
+                self.started = True
+            else:
+                self.done = True
+            return <uint32_t>kept
         if error == -ENOSPC:
             # One hash bucket holds more rows than there is room for; the cursor has not moved.
             if self.capacity >= 2 * self.max_entries + 64:
@@ -149,23 +176,16 @@ cdef class Rows:
         cdef uint32_t room = self.capacity
         cdef int fd = self.fd
         cdef int64_t count
-        cdef int error
         if self.done:
             return 0
-        if not self.walk_open:
-            error = skep_walk_open(&self.walk, self.key_size, self.max_entries)
-            if error:
-                raise MemoryError("walking the keys of a map")
-            self.walk_open = True
+        self._open_walk()
         with nogil:
             count = skep_walk_rows(&self.walk, fd, keys, values, value_stride, room)
+        if count <= 0:
+            self._close_walk()
+            self.done = True
         if count < 0:
-            self._close_walk()
-            self.done = True
-            raise _refusal(<int>count, "reading rows key by key")
-        if count == 0:
-            self._close_walk()
-            self.done = True
+            raise _refusal(<int>count, _RESTLESS if count == -EAGAIN else "reading rows key by key")
         return <uint32_t>count
 
 

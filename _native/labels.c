@@ -296,6 +296,43 @@ static int put_hex(struct skep_buf *out, const uint8_t *in, size_t len)
 	return 0;
 }
 
+/* ---- prefixes ---- */
+
+enum { PREFIX_BYTES = 256 }; /* LPM_DATA_SIZE_MAX of kernel/bpf/lpm_trie.c */
+
+/*
+ * A member of a longest-prefix-match trie's key as 10.0.0.0/8. `key` is the trie's whole key: 32 bits of prefix
+ * length and the data it counts, of which `bytes` are a part. Bits beyond the prefix mean nothing and are shown as zero.
+ */
+static int put_prefix(struct skep_buf *out, const uint8_t *key, const uint8_t *bytes, size_t size)
+{
+	uint8_t masked[PREFIX_BYTES];
+	char room[80];
+	uint32_t len;
+	size_t before = 8 * (size_t)(bytes - key - 4), text = 0;
+
+	if (size > PREFIX_BYTES)
+		return 0;
+	memcpy(&len, key, 4);
+	len = len > before ? (uint32_t)(len - before) : 0;
+	if (len > 8 * size)
+		len = (uint32_t)(8 * size);
+	memcpy(masked, bytes, size);
+	if (len & 7)
+		masked[len >> 3] &= (uint8_t)(0xff << (8 - (len & 7)));
+	memset(masked + ((len + 7) >> 3), 0, size - ((len + 7) >> 3));
+	if (size == 4) {
+		text = ipv4_text(masked, room);
+	} else if (size == 16) {
+		text = ipv6_text(masked, room);
+	} else if (skep_buf_put(out, "0x", 2) || put_hex(out, masked, size)) {
+		return -1;
+	}
+	room[text++] = '/';
+	text += decimal(len, room + text);
+	return skep_buf_put(out, room, text);
+}
+
 /* ---- cache of slow labels ---- */
 
 enum { CACHE_SETS = 512, CACHE_WAYS = 4 };
@@ -505,6 +542,10 @@ int skep_label_value(const struct skep_labels *labels, const struct skep_label_r
 	case SKEP_TIME:
 		if (number)
 			len = skep_rfc3339((int64_t)(number + (uint64_t)context->realtime_minus_monotonic_ns), room);
+		break;
+	case SKEP_PREFIX:
+		if (put_prefix(&context->scratch, data + rule->table_first, bytes, size))
+			return -1;
 		break;
 	case SKEP_SLOW:
 		return resolve(context, rule->resolver, number, value);

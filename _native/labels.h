@@ -28,6 +28,7 @@ enum skep_decoder {
 	SKEP_DURATION = 13,
 	SKEP_TIME = 14,
 	SKEP_SLOW = 15, /* asks the resolver, through the cache */
+	SKEP_PREFIX = 40, /* of a trie's key whose length word lies at byte `table_first` */
 };
 
 enum { SKEP_RULE_SIGNED = 1, SKEP_RULE_MAGNITUDE = 2 /* -2 and 2 mean the same (errno) */ };

@@ -51,12 +51,13 @@ static uint64_t hash_key(const uint8_t *key, uint32_t size)
 	return hash ^ hash >> 32;
 }
 
-int skep_walk_open(struct skep_walk *walk, uint32_t key_size, uint64_t max_entries)
+int skep_walk_open(struct skep_walk *walk, uint32_t key_size, uint64_t max_entries, int trie)
 {
 	uint64_t slots = 64;
 
 	memset(walk, 0, sizeof(*walk));
 	walk->key_size = key_size;
+	walk->trie = trie;
 	walk->step_limit = 64 * max_entries + 4096;
 	walk->seen_capacity = 32;
 	walk->slot_mask = slots - 1;
@@ -64,7 +65,9 @@ int skep_walk_open(struct skep_walk *walk, uint32_t key_size, uint64_t max_entri
 	walk->slots = calloc(slots, sizeof(*walk->slots));
 	walk->previous = malloc(key_size);
 	walk->next = malloc(key_size);
-	if (walk->seen && walk->slots && walk->previous && walk->next)
+	walk->last = malloc(key_size);
+	walk->first = malloc(key_size);
+	if (walk->seen && walk->slots && walk->previous && walk->next && walk->last && walk->first)
 		return 0;
 	skep_walk_close(walk);
 	return -ENOMEM;
@@ -76,6 +79,8 @@ void skep_walk_close(struct skep_walk *walk)
 	free(walk->slots);
 	free(walk->previous);
 	free(walk->next);
+	free(walk->last);
+	free(walk->first);
 	memset(walk, 0, sizeof(*walk));
 	walk->done = 1;
 }
@@ -111,45 +116,184 @@ static int grow(struct skep_walk *walk)
 	return 0;
 }
 
+/* 1 if the key is new and now remembered, 0 if it was known. */
+static int remember(struct skep_walk *walk, const uint8_t *key)
+{
+	uint64_t slot = find_slot(walk, key);
+
+	if (walk->slots[slot])
+		return 0;
+	if (walk->seen_count == walk->seen_capacity) {
+		int error = grow(walk);
+
+		if (error)
+			return error;
+		slot = find_slot(walk, key);
+	}
+	memcpy(walk->seen + walk->seen_count * walk->key_size, key, walk->key_size);
+	walk->slots[slot] = (uint32_t)++walk->seen_count;
+	return 1;
+}
+
+/* The order in which a trie is walked: below zero if `a` comes before `b`. */
+static int trie_order(const uint8_t *a, const uint8_t *b, uint32_t key_size)
+{
+	uint32_t a_bits, b_bits, limit = 8 * (key_size - 4), bits;
+
+	memcpy(&a_bits, a, 4);
+	memcpy(&b_bits, b, 4);
+	bits = a_bits < b_bits ? a_bits : b_bits;
+	bits = bits < limit ? bits : limit;
+	for (uint32_t i = 0; 8 * i < bits; i++) {
+		uint8_t mask = bits - 8 * i >= 8 ? 0xff : (uint8_t)(0xff << (8 - (bits - 8 * i)));
+		int difference = (a[4 + i] & mask) - (b[4 + i] & mask);
+
+		if (difference)
+			return difference;
+	}
+	return a_bits > b_bits ? -1 : a_bits < b_bits;
+}
+
+/* Whether a key was met before. */
+static int known(const struct skep_walk *walk, const uint8_t *key)
+{
+	if (walk->trie)
+		return walk->given && trie_order(key, walk->last, walk->key_size) <= 0;
+	return walk->slots[find_slot(walk, key)] != 0;
+}
+
+static int note(struct skep_walk *walk, const uint8_t *key)
+{
+	if (!walk->trie)
+		return remember(walk, key);
+	memcpy(walk->last, key, walk->key_size);
+	walk->given = 1;
+	return 1;
+}
+
+/* Of a trie's rows, take back those before what is the first key now: they were deleted. Returns how many remain. */
+static int64_t confirm(int fd, const struct skep_walk *walk, uint8_t *keys, uint8_t *values, uint64_t value_stride,
+		       int64_t count)
+{
+	int64_t gone = 0;
+	int error = count ? key_call(BPF_MAP_GET_NEXT_KEY, fd, NULL, walk->first) : 0;
+
+	if (error == -ENOENT)
+		return 0;
+	while (!error && gone < count &&
+	       trie_order(keys + (uint64_t)gone * walk->key_size, walk->first, walk->key_size) < 0)
+		gone++;
+	if (gone) {
+		memmove(keys, keys + (uint64_t)gone * walk->key_size, (uint64_t)(count - gone) * walk->key_size);
+		memmove(values, values + (uint64_t)gone * value_stride, (uint64_t)(count - gone) * value_stride);
+	}
+	return count - gone;
+}
+
+/* Put what follows `previous` into `next`: 0, 1 at the end, or a negative errno. `scratch` has room for a value. */
+static int look_ahead(struct skep_walk *walk, int fd, uint8_t *scratch)
+{
+	for (;;) {
+		int error = key_call(BPF_MAP_GET_NEXT_KEY, fd, walk->started ? walk->previous : NULL, walk->next);
+
+		if (++walk->steps > walk->step_limit)
+			return -EAGAIN;
+		if (error != -ENOENT)
+			return error;
+		if (!walk->started || walk->trie ||
+		    key_call(BPF_MAP_LOOKUP_ELEM, fd, walk->previous, scratch) != -ENOENT)
+			return 1;
+		walk->started = 0;
+	}
+}
+
+static int64_t walk_keys(struct skep_walk *walk, int fd, uint8_t *keys, uint8_t *values, uint64_t value_stride,
+			 uint32_t room)
+{
+	int64_t count = 0;
+	int error;
+
+	while (count < room && !walk->done) {
+		uint8_t *value = values + (uint64_t)count * value_stride;
+		uint8_t *swap;
+
+		error = walk->ahead ? 0 : look_ahead(walk, fd, value);
+		if (error < 0)
+			return error;
+		if (error) {
+			walk->done = 1;
+			break;
+		}
+		swap = walk->previous;
+		walk->previous = walk->next;
+		walk->next = swap;
+		walk->started = 1;
+		walk->ahead = 0;
+		if (known(walk, walk->previous))
+			continue;
+		error = key_call(BPF_MAP_LOOKUP_ELEM, fd, walk->previous, value);
+		if (error == -ENOENT) /* deleted since the last call */
+			continue;
+		if (error)
+			return error;
+		error = note(walk, walk->previous);
+		if (error < 0)
+			return error;
+		memcpy(keys + (uint64_t)count * walk->key_size, walk->previous, walk->key_size);
+		count++;
+		if (!walk->trie)
+			continue;
+		/* At once, before the key can come back. */
+		error = look_ahead(walk, fd, NULL);
+		if (error < 0)
+			return error;
+		walk->done = error;
+		walk->ahead = !error;
+		if (!error && known(walk, walk->next))
+			count--;
+		else if (count == 1)
+			count = confirm(fd, walk, keys, values, value_stride, count);
+	}
+	return count;
+}
+
 int64_t skep_walk_rows(struct skep_walk *walk, int fd, uint8_t *keys, uint8_t *values, uint64_t value_stride,
 		       uint32_t room)
 {
 	int64_t count = 0;
 
-	while (count < room && !walk->done) {
-		uint8_t *swap;
-		uint64_t slot;
-		int error = key_call(BPF_MAP_GET_NEXT_KEY, fd, walk->started ? walk->previous : NULL, walk->next);
-
-		if (error == -ENOENT || (!error && ++walk->steps > walk->step_limit)) {
-			walk->done = 1;
-			break;
-		}
-		if (error)
-			return error;
-		swap = walk->previous;
-		walk->previous = walk->next;
-		walk->next = swap;
-		walk->started = 1;
-
-		slot = find_slot(walk, walk->previous);
-		if (walk->slots[slot])
-			continue;
-		error = key_call(BPF_MAP_LOOKUP_ELEM, fd, walk->previous, values + (uint64_t)count * value_stride);
-		if (error == -ENOENT) /* deleted since the last call */
-			continue;
-		if (error)
-			return error;
-		if (walk->seen_count == walk->seen_capacity) {
-			error = grow(walk);
-			if (error)
-				return error;
-			slot = find_slot(walk, walk->previous);
-		}
-		memcpy(walk->seen + walk->seen_count * walk->key_size, walk->previous, walk->key_size);
-		walk->slots[slot] = (uint32_t)++walk->seen_count;
-		memcpy(keys + (uint64_t)count * walk->key_size, walk->previous, walk->key_size);
-		count++;
+	while (!count && !walk->done) {
+		count = walk_keys(walk, fd, keys, values, value_stride, room);
+		if (count > 0 && walk->trie)
+			count = confirm(fd, walk, keys, values, value_stride, count);
 	}
 	return count;
+}
+
+int64_t skep_walk_sift(struct skep_walk *walk, int fd, uint8_t *keys, uint8_t *values, uint64_t value_stride,
+		       uint32_t count)
+{
+	int64_t kept = 0;
+	int fresh = 0;
+
+	for (uint32_t i = 0; i < count; i++) {
+		const uint8_t *key = keys + (uint64_t)i * walk->key_size;
+
+		if (known(walk, key)) {
+			kept -= fresh;
+			fresh = 0;
+			continue;
+		}
+		note(walk, key);
+		if (kept != i) {
+			memmove(keys + (uint64_t)kept * walk->key_size, key, walk->key_size);
+			memmove(values + (uint64_t)kept * value_stride, values + (uint64_t)i * value_stride, value_stride);
+		}
+		kept++;
+		fresh = 1;
+	}
+	if (fresh && !key_call(BPF_MAP_GET_NEXT_KEY, fd, walk->last, walk->next) && known(walk, walk->next))
+		kept--;
+	walk->steps += count;
+	return walk->steps > walk->step_limit ? -EAGAIN : confirm(fd, walk, keys, values, value_stride, kept);
 }

@@ -21,9 +21,18 @@
 int skep_lookup_batch(int fd, const void *in, void *out, void *keys, void *values, uint32_t *count);
 
 /* A walk by BPF_MAP_GET_NEXT_KEY that gives each key once. When the key it
- * stands on is deleted the kernel starts again from the first one; so every key
- * given is remembered, and known ones are passed over. `step_limit` ends a walk
- * that constant deletion would keep from ever ending. */
+ * stands on is deleted the kernel starts again from the first one, or ends; so
+ * every key given is remembered, known ones are passed over, and an end is only
+ * believed while the last key is there. A walk that constant deletion keeps from
+ * ever ending is given up with -EAGAIN after `step_limit` steps: half of the rows
+ * would pass for all, and the others for deleted ones.
+ *
+ * A trie is walked in an order of its own, longer prefixes before those that cover
+ * them, which stands in for that memory. In a trie a look-up of a key that was
+ * deleted just now finds the value of a covering prefix, so a row may be nobody's.
+ * But then the kernel starts again behind it: a step back tells that the key before
+ * it was deleted, and a first key behind a row that the row's was, and the row is
+ * taken back. */
 struct skep_walk {
 	uint8_t *seen;  /* keys given so far, key_size apart */
 	uint32_t *slots; /* open addressing over `seen`: index + 1, 0 is empty */
@@ -33,13 +42,22 @@ struct skep_walk {
 	uint64_t steps, step_limit;
 	uint32_t key_size;
 	int started, done;
+	int trie;
+	int ahead;	/* `next` is already what follows `previous` */
+	uint8_t *last; /* of a trie: the key of the last row */
+	int given;	/* and whether there is one */
+	uint8_t *first;
 };
 
-int skep_walk_open(struct skep_walk *walk, uint32_t key_size, uint64_t max_entries);
+int skep_walk_open(struct skep_walk *walk, uint32_t key_size, uint64_t max_entries, int trie);
 void skep_walk_close(struct skep_walk *walk);
 
 /* Up to `room` further rows; 0 only at the end. */
 int64_t skep_walk_rows(struct skep_walk *walk, int fd, uint8_t *keys, uint8_t *values, uint64_t value_stride,
 		       uint32_t room);
+
+/* What remains of `count` rows that a batch look-up of a trie just gave: known keys are left out, and rows taken back. */
+int64_t skep_walk_sift(struct skep_walk *walk, int fd, uint8_t *keys, uint8_t *values, uint64_t value_stride,
+		       uint32_t count);
 
 #endif

@@ -44,11 +44,12 @@ ATTRIBUTE_OF_LOG = 0x32
 _CODES = {
     "uint": 0, "int": 1, "bool": 2, "float": 3, "hex": 4, "string": 5, "bytes": 6, "enum": 7, "errno": 7, "syscall": 7,
     "signal": 7, "ipv4": 8, "ipv6": 9, "ip": 10, "port": 11, "port_be": 12, "duration": 13, "time": 14,
-} | dict.fromkeys(SLOW, 15)  # fmt: skip
+} | dict.fromkeys(SLOW, 15) | {"prefix": 40}  # fmt: skip
 _SIGNED = 1
 _MAGNITUDE = 2
 _U64 = (1 << 64) - 1
 _WIDE = {"uint", "int", "hex"}
+_PREFIX_BITS_LIMIT = 256 * 8
 _SIZES = {"float": (32, 64), "ipv4": (32,), "ipv6": (32, 128), "ip": (32, 128)}
 
 
@@ -132,6 +133,22 @@ def ipv6_text(address: bytes) -> str:
     return str(ipaddress.IPv6Address(address))
 
 
+def prefix_text(key: bytes, start: int, size: int) -> str:
+    """A part of a trie's key as ``10.0.0.0/8``; 4 and 16 bytes are addresses, others hexadecimal digits.
+
+    Args:
+        key: The whole key: 32 bits of prefix length, then the data that it counts the bits of.
+        start: Where the part begins, in bytes.
+        size: Of the part, in bytes. What of it lies beyond the prefix means nothing and is shown as zero.
+    """
+    length = min(max(int.from_bytes(key[:4], "little") - 8 * (start - 4), 0), 8 * size)
+    kept = int.from_bytes(key[start : start + size], "big") >> (8 * size - length) << (8 * size - length)
+    masked = kept.to_bytes(size, "big")
+    if size == 4:
+        return f"{ipaddress.IPv4Address(masked)}/{length}"
+    return f"{ipv6_text(masked) if size == 16 else '0x' + masked.hex()}/{length}"
+
+
 def label_value(
     rule: LabelRule,
     data: bytes,
@@ -175,6 +192,8 @@ def label_value(
         case "time":
             ktime = integer(data, rule, signed=False)
             return time_text(ktime + realtime_minus_monotonic_ns) if ktime else ""
+        case "prefix":
+            return prefix_text(data[rule.base_bytes :], start - rule.base_bytes, size)
         case "enum" | "errno" | "syscall" | "signal":
             value = integer(data, rule, signed=rule.signed)
             if rule.decoder == "errno":
@@ -287,6 +306,10 @@ def _check(rule: LabelRule, size: int, subject: str) -> None:
     if sizes is not None:
         good = whole_bytes and rule.size_bits in sizes
         expected = " or ".join(str(bits // 8) for bits in sizes) + " bytes"
+    elif rule.decoder == "prefix":
+        behind = rule.base_bytes >= 0 and rule.offset_bits >= 8 * (rule.base_bytes + 4)
+        good = whole_bytes and behind and rule.size_bits <= _PREFIX_BITS_LIMIT
+        expected = "up to 256 whole bytes behind the prefix length"
     elif rule.decoder in ("string", "bytes"):
         good, expected = whole_bytes, "whole bytes"
     elif rule.decoder == "port_be":
@@ -358,7 +381,7 @@ def compile_labels(
                 SLOW.index(rule.decoder) if rule.decoder in SLOW else 0,
                 rule.offset_bits,
                 rule.size_bits,
-                first,
+                rule.base_bytes if rule.decoder == "prefix" else first,
                 len(table) - first,
                 pool.add(prometheus_label(rule.name).encode() + b'="'),
                 pool.add(field(0x0A, rule.name.encode())),

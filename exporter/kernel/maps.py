@@ -2,9 +2,10 @@
 
 A batch look-up is one system call for thousands of rows, and right under churn:
 each row once, none twice. Where the kernel has none for a map type (per-CPU
-arrays before 5.13, stack traces) the rows are walked key by key and remembered,
-so that a walk the kernel restarts still gives each key once. Neither is a
-snapshot: a row written during the read is either its old or its new self.
+arrays and tries before 5.13, stack traces, cgroup storage) the rows are walked key
+by key and remembered, so that a walk the kernel restarts still gives each key once.
+A trie's batch is such a walk inside the kernel and is sifted in the same way.
+Neither is a snapshot: a row written during the read is either its old or its new self.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from .features import possible_cpus
 
 # Numbers of enum bpf_map_type.
 RINGBUF = 27
+_LPM_TRIE = 11
 _PER_CPU = frozenset({5, 6, 10})  # PERCPU_HASH, PERCPU_ARRAY, LRU_PERCPU_HASH
 # HASH, ARRAY, STACK_TRACE, LRU_HASH, LPM_TRIE and the per-CPU forms. Not the others: a queue has no keys, a
 # local storage is keyed by descriptors, a perf event array or a map of maps holds no numbers.
@@ -113,6 +115,7 @@ class Map:
                 value_stride=self.value_stride,
                 max_entries=self.max_entries,
                 chunk_rows=chunk_rows,
+                trie=self.type == _LPM_TRIE,
             )
             self._chunk_rows = chunk_rows
         return self._rows

@@ -12,8 +12,34 @@ from .metadata import ImageMetadata
 
 TABLES = (
     MapType.HASH, MapType.LRU_HASH, MapType.ARRAY, MapType.PERCPU_HASH, MapType.LRU_PERCPU_HASH, MapType.PERCPU_ARRAY,
+    MapType.LPM_TRIE,
 )  # fmt: skip
-"""Map types whose rows can be read in batches."""
+"""Map types whose rows can be read, by batch or one by one."""
+NOT_TABLES: dict[MapType, str] = {
+    MapType.PROG_ARRAY: "holds programs to jump to",
+    MapType.PERF_EVENT_ARRAY: "carries records and has no rows; export them as events",
+    MapType.STACK_TRACE: "holds the addresses of stacks; show one as a label of the map that counts them, with kstack "
+    "or ustack",
+    MapType.CGROUP_ARRAY: "holds cgroups to compare with",
+    MapType.DEVMAP: "holds interfaces to send packets to",
+    MapType.DEVMAP_HASH: "holds interfaces to send packets to",
+    MapType.SOCKMAP: "holds sockets, which the kernel does not show as bytes",
+    MapType.SOCKHASH: "holds sockets, which the kernel does not show as bytes",
+    MapType.REUSEPORT_SOCKARRAY: "holds sockets, which the kernel does not show as bytes",
+    MapType.CPUMAP: "holds processors to send packets to",
+    MapType.XSKMAP: "holds sockets to send packets to",
+    MapType.QUEUE: "gives each element away once and has no rows; export them as events",
+    MapType.STACK: "gives each element away once and has no rows; export them as events",
+    MapType.SK_STORAGE: "shows a row only to who holds its socket; count in a hash by bpf_get_socket_cookie()",
+    MapType.INODE_STORAGE: "shows a row only to who has its file open; count in a hash by inode number",
+    MapType.STRUCT_OPS: "holds functions of the kernel's that the program replaces",
+    MapType.RINGBUF: "carries records and has no rows; export them as events",
+    MapType.BLOOM_FILTER: "only tells whether a value may be in it; it has no keys and counts nothing",
+    MapType.USER_RINGBUF: "carries records to the program and not from it; nothing is to be read there",
+    MapType.ARENA: "is plain memory whose layout only its program knows; count in a map or a global variable",
+    MapType.INSN_ARRAY: "holds places in a program to jump to",
+}
+"""Map types that are no tables, and why."""
 ARRAYS = (MapType.ARRAY, MapType.PERCPU_ARRAY)
 RINGS = (MapType.RINGBUF, MapType.USER_RINGBUF)
 
@@ -45,6 +71,11 @@ class MapContext:
     def is_array(self) -> bool:
         """Whether its rows are numbered and all there from the start."""
         return self.spec.type in ARRAYS
+
+    @property
+    def is_trie(self) -> bool:
+        """Whether its keys begin with the number of bits that count."""
+        return self.spec.type is MapType.LPM_TRIE
 
     def problem(self, code: str, text: str) -> None:
         """Something about the map that is wrong."""
@@ -83,6 +114,13 @@ def described(leaf: Field) -> str:
 def map_type_name(spec: MapSpec) -> str:
     """A map's type as messages call it: ``map type lpm_trie``."""
     return f"map type {spec.type.name.lower()}" if spec.type else f"map type {spec.type_number}"
+
+
+def why_no_table(spec: MapSpec) -> str:
+    """Why a map's rows cannot be read, beginning with its type; what to do stands at the end."""
+    if spec.type in NOT_TABLES:
+        return f"{map_type_name(spec)} {NOT_TABLES[spec.type]}"
+    return f"{map_type_name(spec)} is not known to this skep; use a newer one, or a hash or an array"
 
 
 def listed(names: Iterable[str]) -> str:

@@ -110,6 +110,9 @@ def decoder_mismatch(name: str, field: Field) -> str:
         if size not in _SIZES[name] or not whole_bytes:
             sizes = " or ".join(str(bits // 8) for bits in _SIZES[name])
             return f"{described(field)}, decoder {name!r} reads {sizes} bytes"
+    elif name == "prefix":
+        if not whole_bytes or size > 256 * 8:
+            return f"{described(field)}, decoder 'prefix' reads whole bytes, at most 256"
     elif name == "enum":
         if field.kind is not FieldKind.ENUM:
             return f"{described(field)}, decoder 'enum' reads enums"

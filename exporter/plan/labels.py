@@ -17,6 +17,7 @@ LABEL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,127}")
 _SLOT_NAMES = ("slot", "bucket")
 _SCALAR_NAMES = {"key": "key", "record": "value"}
 """What a key or record that is no struct is called."""
+_LENGTH_BYTES = 4
 
 
 @dataclass(slots=True)
@@ -41,7 +42,9 @@ class LabelReader:
 
     def rules(self, *, slot_wanted: bool = False) -> tuple[tuple[LabelRule, ...], ValueRule | None]:
         """The labels in the order of the members, and where the slot number lies if one was wanted."""
-        if self.layout.scalar:
+        if self.map.is_trie and self.part == "key":
+            self._trie()
+        elif self.layout.scalar:
             self._scalar(self.layout.fields[0], slot_wanted)
         else:
             for member in self.layout.fields:
@@ -63,6 +66,40 @@ class LabelReader:
 
     def _problem(self, text: str) -> None:
         self.map.problem(self.part, text)
+
+    def _trie(self) -> None:
+        """The key of a longest-prefix-match trie: its length word shows in the labels of the members behind it."""
+        size = self.layout.size
+        if size <= _LENGTH_BYTES:
+            self._problem(f"its key has {size} bytes; a trie's key is a __u32 of prefix length and the bytes it counts")
+            return
+        if self.layout.scalar:
+            tags = member_tags(f"{self.map.owner} key", self.layout.fields[0].tags, self.map.problems).label
+            declared = over(self.whole, tags)
+            if "prefix" in self.document:
+                declared = over(self.document["prefix"], declared)
+                self.used.add("prefix")
+            rest = Field("prefix", FieldKind.BYTES, 8 * _LENGTH_BYTES, 8 * (size - _LENGTH_BYTES))
+            self._field(rest, replace(declared, decode=declared.decode or "prefix"), shown="prefix")
+            return
+        length, *rest_fields = self.layout.fields
+        word = next(length.leaves())
+        if word.offset_bits or not (word.size_bits == length.size_bits == 8 * _LENGTH_BYTES):
+            self._problem("its key does not begin with the __u32 of prefix length that the kernel puts there")
+            return
+        self._declared(length)
+        for member in rest_fields:
+            declared = self._declared(member)
+            aligned = member.offset_bits % 8 == 0 and member.size_bits % 8 == 0
+            address = infer_decoder(member) in ("ipv4", "ipv6", "bytes", "string")
+            if aligned and (address or (len(rest_fields) == 1 and not self._says_parts(member))):
+                declared = replace(declared, decode=declared.decode or "prefix")
+                self._field(member, declared, shown=member.name)
+            else:
+                self._member(member)
+
+    def _says_parts(self, member: Field) -> bool:
+        return any(map(self._has_said, member.members))
 
     def _scalar(self, whole: Field, slot_wanted: bool) -> None:
         tags = member_tags(f"{self.map.owner} {self.part}", whole.tags, self.map.problems).label

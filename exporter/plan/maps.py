@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from exporter.bpf import Field, FieldKind, Layout, MapSpec, MapType, layout_of
 from exporter.model import Kind, prometheus_label
 
-from .context import ARRAYS, RINGS, TABLES, MapContext, listed, map_type_name
+from .context import ARRAYS, TABLES, MapContext, listed, map_type_name, why_no_table
 from .conventions import Tags, map_tags, member_tags
 from .labels import LabelReader, value_rule
 from .metadata import EventMetadata, MetricDeclaration, MetricMetadata, over
@@ -186,13 +186,13 @@ class _MapPlanner:
             elif self.map.what == "map":
                 self.map.note("not exported: nothing says its kind")
             return None
-        if self.map.spec.type in RINGS:
+        if self.map.spec.type is MapType.RINGBUF:
             self.map.problem(
                 "map_type", f"a {kind} from a ring buffer's records is not supported yet; use kind=event or a hash map"
             )
             return None
         if self.map.spec.type not in TABLES:
-            self._refuse(explicit, f"{map_type_name(self.map.spec)} holds no rows that can be read as a {kind}")
+            self._refuse(explicit, f"cannot be a {kind}: {why_no_table(self.map.spec)}")
             return None
         if layout is None:
             self.map.problem("value", "its value has no type; declare __type(value, …)")
@@ -252,6 +252,9 @@ class _MapPlanner:
             if self.map.is_array:
                 index = Field("", FieldKind.UINT, 0, 32, type_name="unsigned int")
                 layout = Layout("u32", 4, (index,), scalar=True)
+            elif self.map.is_trie and self.map.spec.key_size:
+                size = self.map.spec.key_size
+                layout = Layout("bytes", size, (Field("", FieldKind.BYTES, 0, 8 * size),), scalar=True)
             else:
                 self.map.problem("key", "its key has no type; declare __type(key, …)")
                 return None

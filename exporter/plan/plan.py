@@ -15,14 +15,14 @@ DECODERS: frozenset[str] = frozenset(
     {
         "uint", "int", "bool", "float", "hex", "string", "bytes", "enum", "ipv4", "ipv6", "ip", "port", "port_be",
         "duration", "time", "errno", "syscall", "signal", "uid", "device", "interface", "ksym",
-        "cgroup", "cgroup.unit", "cgroup.slice", "cgroup.container", "cgroup.pod",
+        "cgroup", "cgroup.unit", "cgroup.slice", "cgroup.container", "cgroup.pod", "prefix",
     }
 )  # fmt: skip
 """Names of label decoders.
 
 ``duration`` gives seconds from ns, ``time`` RFC 3339 from ``bpf_ktime_get_ns``,
 ``port_be`` swaps network order, ``ip`` is 4 or 16 bytes, ``device`` a kernel
-``dev_t`` (major << 20 | minor). An empty result means: no such label.
+``dev_t`` (major << 20 | minor), ``prefix`` is a part of a trie's key. An empty result means: no such label.
 """
 
 
@@ -39,6 +39,7 @@ class LabelRule:
         enum_name: The kernel enum to ask for its values at load, or ``""``.
         enumerators: ``(C enumerator, text)`` of that enum: where the running kernel gives an enumerator another
             value than ``values`` has, the kernel's value gets the text.
+        base_bytes: ``prefix``: where the trie's key begins, with the 32 bits of its prefix length.
     """
 
     name: str
@@ -49,6 +50,7 @@ class LabelRule:
     values: tuple[tuple[int, str], ...] = ()
     enum_name: str = ""
     enumerators: tuple[tuple[str, str], ...] = ()
+    base_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import random
+import struct
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -13,9 +16,10 @@ from exporter.agent.program import Program, load, make_lookup, plan_bundle
 from exporter.config import ImageConfig
 from exporter.export import prometheus
 from exporter.image import Bundle, Digest, parse_reference
+from exporter.kernel._reader import Rows
 from exporter.model import Resource, Snapshot
 
-from .conftest import GETPGID, Compile, make_calls
+from .conftest import GETPGID, Compile, delete, make_calls, update
 
 Sample = tuple[str, frozenset[tuple[str, str]]]
 Running = Callable[..., Program]
@@ -113,3 +117,106 @@ def test_newer_version_carries_the_counts_of_variables_on(running: Running) -> N
     make_calls(3)
     assert one(scrape(new), "ebpf_calls_total") == 7
     assert one(scrape(new), "ebpf_per_cpu_total") == 7
+
+
+# Tries.
+
+
+def prefixes(samples: dict[Sample, float], name: str, label: str) -> dict[str, float]:
+    """Values by the text of one label."""
+    return {dict(labels)[label]: value for labels, value in named(samples, name).items()}
+
+
+def test_trie_shows_its_prefixes(running: Running) -> None:
+    """Of each make of key; what lies beyond the prefix is not shown."""
+    program = running("tries")
+    v4, v6 = program.collection.maps["counter_v4"].fd, program.collection.maps["counter_v6"].fd
+    update(v4, struct.pack("=I4B", 8, 10, 9, 9, 9), struct.pack("=Q", 100))
+    update(v4, struct.pack("=I4B", 24, 10, 1, 2, 255), struct.pack("=Q", 0))
+    update(v4, struct.pack("=I4B", 0, 1, 1, 1, 1), struct.pack("=Q", 7))
+    update(v6, struct.pack("=I16s", 32, bytes.fromhex("20010db8" + "ff" * 12)), struct.pack("=Q", 3))
+    mixed, whole = program.collection.maps["counter_mixed"].fd, program.collection.maps["counter_whole"].fd
+    update(mixed, struct.pack("=IH3s", 28, 5, b"\xab\xcd\xef"), struct.pack("=Q", 4))
+    update(whole, struct.pack("=I4B", 16, 192, 168, 1, 1), struct.pack("=Q", 5))
+    make_calls(6)
+    samples = scrape(program)
+    assert prefixes(samples, "ebpf_v4_total", "network") == {"10.0.0.0/8": 100, "10.1.2.0/24": 6, "0.0.0.0/0": 7}
+    assert prefixes(samples, "ebpf_v6_total", "network") == {"2001:db8::/32": 3}
+    assert one(samples, "ebpf_mixed_total", zone="5", rest="0xabc000/12") == 4
+    assert prefixes(samples, "ebpf_whole_total", "net") == {"192.168.0.0/16": 5}
+
+
+def rows_of_trie(fd: int, *, key_size: int = 8, chunk_rows: int, walk: bool) -> list[tuple[bytes, int]]:
+    """Each row of a trie of numbers."""
+    reader = Rows(
+        fd, key_size=key_size, value_stride=8, max_entries=1000, chunk_rows=chunk_rows, walk_only=walk, trie=True
+    )
+    reader.start()
+    found: list[tuple[bytes, int]] = []
+    while count := reader.next():
+        keys, values = bytes(reader.keys), bytes(reader.values)
+        found += [(keys[key_size * i :][:key_size], *struct.unpack_from("=Q", values, 8 * i)) for i in range(count)]
+    return found
+
+
+@pytest.mark.parametrize("walk", [False, True], ids=["batch", "walk"])
+@pytest.mark.parametrize("size", [4, 16])
+def test_every_prefix_is_read_once_whatever_covers_it(running: Running, size: int, walk: bool) -> None:
+    """Prefixes of all lengths, many inside each other, in chunks of any size."""
+    generator = random.Random(size)
+    source = running("tries").collection.maps["counter_v4" if size == 4 else "counter_v6"]
+    written: dict[tuple[int, int], tuple[bytes, int]] = {}
+    for number in range(600):
+        length = generator.choice((0, 1, 7, 8, 9, 15, 8 * size - 1, 8 * size, generator.randrange(8 * size)))
+        address = (
+            generator.randbytes(size)
+            if generator.random() < 0.5
+            else bytes([10, generator.randrange(4)]).ljust(size, b"\0")
+        )
+        key = struct.pack("=I", length) + address
+        update(source.fd, key, struct.pack("=Q", number))
+        written[length, int.from_bytes(address, "big") >> (8 * size - length)] = (key, number)
+    assert len(written) > 200
+    for chunk_rows in (4096, 64, 7, 1):
+        found = rows_of_trie(source.fd, key_size=4 + size, chunk_rows=chunk_rows, walk=walk)
+        assert sorted(found) == sorted(written.values())
+
+
+@pytest.mark.parametrize("walk", [False, True], ids=["batch", "walk"])
+def test_deleted_prefix_is_never_shown_with_the_value_of_a_shorter_one(running: Running, walk: bool) -> None:
+    """A look-up of a key that is gone finds what covers it; no read of a busy trie takes that for a row."""
+    source = running("tries").collection.maps["counter_v4"]
+    update(source.fd, struct.pack("=I4B", 8, 10, 0, 0, 0), struct.pack("=Q", 1))
+    stay = {struct.pack("=I4B", 32, 10, 1, 0, n) for n in range(200)}
+    for key in stay:
+        update(source.fd, key, struct.pack("=Q", 2))
+    stop = threading.Event()
+    churned = 0
+
+    def churn() -> None:
+        nonlocal churned
+        generator = random.Random(1)
+        while not stop.is_set():
+            churned += 1
+            key = struct.pack("=I4B", 32, 10, 0, 0, generator.randrange(200))
+            update(source.fd, key, struct.pack("=Q", 3))
+            if generator.random() < 0.8:
+                delete(source.fd, key)
+
+    thread = threading.Thread(target=churn)
+    thread.start()
+    reads = 0
+    try:
+        end = time.monotonic() + 1.5
+        while time.monotonic() < end:
+            reads += 1
+            found = rows_of_trie(source.fd, chunk_rows=16, walk=walk)
+            shown = dict(found)
+            assert len(shown) == len(found)
+            assert stay <= shown.keys()
+            assert {key[0] for key, value in found if value == 1} == {8}
+    finally:
+        stop.set()
+        thread.join()
+    assert reads > 10
+    assert churned > 1000

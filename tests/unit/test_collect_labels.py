@@ -45,6 +45,7 @@ FAST_SIZES = {
     "port_be": st.sampled_from([16, 32, 64]),
     "duration": st.integers(1, 64),
     "time": st.integers(1, 60),
+    "prefix": st.integers(1, 20).map(lambda size: size * 8),
 }
 BIT_FIELDS = {"uint", "int", "hex", "bool", "enum", "errno", "syscall", "signal", "port", "duration", "time"}
 PIECES = (
@@ -89,14 +90,17 @@ def rules_and_keys(draw: st.DrawFn) -> tuple[LabelRule, bytes]:
     decoder = draw(st.sampled_from(sorted(DECODERS)))
     size = draw(FAST_SIZES.get(decoder, st.integers(1, 64)))
     bit = draw(st.integers(0, 7)) if (decoder in BIT_FIELDS or decoder in SLOW) and size <= 64 else 0
-    offset = draw(st.integers(0, 3)) * 8 + bit
+    base = draw(st.integers(0, 5)) if decoder == "prefix" else 0
+    offset = draw(st.integers(0, 3)) * 8 + bit + (8 * (base + 4) if decoder == "prefix" else 0)
     length = (offset + size + 7) // 8
     key = draw(AWKWARD | st.binary(min_size=length) | st.integers(0, 600).map(lambda n: n.to_bytes(2, "little")))
     if draw(st.booleans()):
         key = bytes(offset // 8) + key
     key = key[:length].ljust(length, b"\0")
+    if decoder == "prefix" and draw(st.booleans()):
+        key = key[:base] + draw(st.integers(0, size + 40)).to_bytes(4, "little") + key[base + 4 :]
     values = ((0, "zero"), (3, 'th"ree'), (-1, "minus"), (5, ""))
-    return LabelRule("a.b", decoder, offset, size, signed=draw(st.booleans()), values=values), key
+    return LabelRule("a.b", decoder, offset, size, signed=draw(st.booleans()), values=values, base_bytes=base), key
 
 
 @settings(max_examples=500, deadline=None)
@@ -188,6 +192,33 @@ def test_decoder_shows(decoder: str, key: bytes, signed: bool, value: Value) -> 
     rule = LabelRule("a", decoder, 0, len(key) * 8, signed=signed)
     assert value_of(rule, key) == value
     assert native([rule], key)[0] == prometheus_text([("a", value)])
+
+
+@pytest.mark.parametrize(
+    ("length", "key", "start", "size", "text"),
+    [
+        (8, "0a010203", 4, 4, "10.0.0.0/8"),
+        (0, "0a010203", 4, 4, "0.0.0.0/0"),
+        (32, "0a010203", 4, 4, "10.1.2.3/32"),
+        (33, "0a010203", 4, 4, "10.1.2.3/32"),
+        (9, "0affffff", 4, 4, "10.128.0.0/9"),
+        (64, "20010db8" + "ff" * 12, 4, 16, "2001:db8:ffff:ffff::/64"),
+        (128, "00" * 15 + "01", 4, 16, "::1/128"),
+        (12, "abcdef", 4, 3, "0xabc000/12"),
+        (40, "0000000a01020304", 8, 4, "1.0.0.0/8"),
+        (20, "0000000a01020304", 8, 4, "0.0.0.0/0"),
+        (20, "0000000a01020304", 4, 4, "0.0.0.0/20"),
+    ],
+)
+def test_prefix_shows_what_counts_of_its_part_of_the_key(
+    length: int, key: str, start: int, size: int, text: str
+) -> None:
+    """Bits beyond the prefix are the last writer's and mean nothing; an inner trie's key begins further on."""
+    for base in (0, 12):
+        rule = LabelRule("a", "prefix", 8 * (base + start), 8 * size, base_bytes=base)
+        whole = b"\xaa" * base + length.to_bytes(4, "little") + bytes.fromhex(key)
+        assert value_of(rule, whole) == text
+        assert native([rule], whole)[0] == prometheus_text([("a", text)])
 
 
 def test_every_decoder_of_the_plan_is_known() -> None:

@@ -2,8 +2,10 @@
 
 import pytest
 
+from exporter.bpf import MapType
 from exporter.model import CellType, Kind, Scale
 from exporter.plan import HistogramRule, ValueRule
+from exporter.plan.context import NOT_TABLES
 from tests.support.plans import instruments, plan_of, problems_of, table_of
 
 
@@ -230,7 +232,7 @@ def test_slot_key_may_count_and_sum_in_a_struct() -> None:
         ('MAP(x, HASH, 9, u32, u64) TAG("kind=counter") TAG("colour=red");', "tag 'skep:colour=red'"),
         ('MAP(x, HASH, 9, u32, u64) TAG("kind=counter") TAG("name=skep.x");', "begins as the agent's own do"),
         ("MAP(counter_x, HASH, 0, u32, u64);", "max_entries is 0"),
-        ('MAP(x, LPM_TRIE, 9, u64, u64) TAG("kind=counter");', "map type lpm_trie holds no rows"),
+        ('MAP(x, STACK_TRACE, 9, u32, u64) TAG("kind=counter");', "cannot be a counter: map type stack_trace holds"),
         ('MAP(x, HASH, 9, u32, u64) TAG("kind=event");', "events come from ring buffers, this is map type hash"),
         ("RING(counter_x, u64);", "a counter from a ring buffer's records is not supported yet"),
         ("struct { __uint(type, HASH); __uint(max_entries, 1); __uint(key_size, 4); __uint(value_size, 8); } "
@@ -265,10 +267,19 @@ def test_all_problems_come_at_once_and_each_once() -> None:
 
 def test_prefix_on_a_map_without_rows_is_only_a_note() -> None:
     """A name is a weaker word than a tag."""
-    plan = plan_of("MAP(counter_x, LPM_TRIE, 9, u64, u64);")
-    assert plan.notes[0] == (
-        "map 'counter_x': not exported: map type lpm_trie holds no rows that can be read as a counter"
-    )
+    plan = plan_of("MAP(counter_x, STACK_TRACE, 9, u32, u64);")
+    assert plan.notes[0].startswith("map 'counter_x': not exported: cannot be a counter: map type stack_trace ")
+
+
+@pytest.mark.parametrize("number", [*NOT_TABLES, 40])
+def test_every_map_type_without_rows_says_why_in_one_line(number: int) -> None:
+    """Also one that the kernel got after this skep was made."""
+    source = f"struct {{ __uint(type, {number}); __uint(max_entries, 1); __type(key, u32); __type(value, u32); }} "
+    source += 'x SEC(".maps") TAG("kind=gauge");'
+    (text,) = problems_of(source)
+    assert text.startswith("map 'x': ") and "\n" not in text and len(text) < 250
+    if number != MapType.RINGBUF:
+        assert f"map type {MapType(number).name.lower() if number in MapType.__members__.values() else number} " in text
 
 
 def test_two_maps_with_one_metric_name_are_an_error_that_names_both() -> None:
