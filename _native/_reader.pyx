@@ -7,6 +7,7 @@ a call is inside.
 
 from libc.errno cimport EAGAIN, EBADMSG, EINTR, EINVAL, ENOENT, ENOSPC, EOPNOTSUPP
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 
 cdef extern from "rows.h" nogil:
@@ -14,12 +15,22 @@ cdef extern from "rows.h" nogil:
     int skep_lookup_batch(int fd, const void *start, void *out, void *keys, void *values, uint32_t *count)
     struct skep_walk:
         pass
-    int skep_walk_open(skep_walk *walk, uint32_t key_size, uint64_t max_entries, int trie)
+    int skep_walk_open(skep_walk *walk, uint32_t key_size, uint64_t max_entries, int trie, int ends_early)
     void skep_walk_close(skep_walk *walk)
     int64_t skep_walk_rows(skep_walk *walk, int fd, uint8_t *keys, uint8_t *values, uint64_t value_stride,
                            uint32_t room)
     int64_t skep_walk_sift(skep_walk *walk, int fd, uint8_t *keys, uint8_t *values, uint64_t value_stride,
                            uint32_t count)
+
+    struct skep_map_info:
+        uint32_t type
+        uint32_t id
+        uint32_t key_size
+        uint32_t value_size
+        uint32_t max_entries
+    int skep_map_by_id(uint32_t id)
+    int skep_map_info_of "skep_map_info"(int fd, skep_map_info *info)
+    int skep_lookup(int fd, const void *key, void *value)
 
 cdef extern from "ring.h" nogil:
     struct skep_ring:
@@ -42,6 +53,53 @@ cdef object _refusal(int error, str doing):
     return OSError(-error, doing)
 
 
+def map_by_id(uint32_t id):
+    """A descriptor of the map of that number, the caller's; needs CAP_SYS_ADMIN."""
+    cdef int fd = skep_map_by_id(id)
+    if fd < 0:
+        raise _refusal(fd, f"opening map {id}")
+    return fd
+
+
+def map_info(int fd):
+    """``(type, number, key size, value size, entries at most)`` of a map."""
+    cdef skep_map_info info
+    cdef int error = skep_map_info_of(fd, &info)
+    if error:
+        raise _refusal(error, "asking what a map is")
+    return info.type, info.id, info.key_size, info.value_size, info.max_entries
+
+
+def lookup(int fd, const uint8_t[::1] key not None, Py_ssize_t size):
+    """The value under a key, ``size`` bytes, or None."""
+    cdef bytes value = PyBytes_FromStringAndSize(NULL, size)
+    cdef uint8_t *out = <uint8_t *>PyBytes_AS_STRING(value)
+    cdef int error
+    with nogil:
+        error = skep_lookup(fd, &key[0], out)
+    if error == -ENOENT:
+        return None
+    if error:
+        raise _refusal(error, "looking up a key")
+    return value
+
+
+def prefixed(const uint8_t[::1] prefix not None, const uint8_t[::1] keys not None, Py_ssize_t count, Py_ssize_t key_size):
+    """``count`` keys, each behind the same prefix."""
+    cdef Py_ssize_t before = prefix.shape[0], size = before + key_size, i
+    cdef bytes made
+    cdef uint8_t *out
+    if count * key_size > keys.shape[0]:
+        raise ValueError(f"{count} keys of {key_size} bytes do not fit {keys.shape[0]} bytes")
+    made = PyBytes_FromStringAndSize(NULL, count * size)
+    out = <uint8_t *>PyBytes_AS_STRING(made)
+    with nogil:
+        for i in range(count):
+            memcpy(out + i * size, &prefix[0], before)
+            memcpy(out + i * size + before, &keys[i * key_size], key_size)
+    return made
+
+
 cdef class Rows:
     """A read position in the rows of one map; ``start()``, then ``next()`` until it returns 0.
 
@@ -57,13 +115,13 @@ cdef class Rows:
     cdef readonly bytearray keys
     cdef readonly bytearray values
     cdef readonly bint by_batch
-    cdef bint walk_only, started, done, walk_open, trie
+    cdef bint walk_only, started, done, walk_open, trie, ends_early
     cdef int interruptions
     cdef bytearray cursor_in, cursor_out
     cdef skep_walk walk
 
     def __cinit__(self, int fd, *, uint32_t key_size, uint64_t value_stride, uint64_t max_entries,
-                  uint32_t chunk_rows, bint walk_only=False, bint trie=False):
+                  uint32_t chunk_rows, bint walk_only=False, bint trie=False, bint ends_early=False):
         if not key_size or not value_stride or not chunk_rows or not max_entries:
             raise ValueError("rows need a key, a value, an entry and room for one")
         self.fd = fd
@@ -72,6 +130,7 @@ cdef class Rows:
         self.max_entries = max_entries
         self.walk_only = walk_only
         self.trie = trie
+        self.ends_early = ends_early
         self.done = True
         self.cursor_in = bytearray(max(4, key_size))
         self.cursor_out = bytearray(max(4, key_size))
@@ -89,7 +148,7 @@ cdef class Rows:
 
     cdef _open_walk(self):
         if not self.walk_open:
-            if skep_walk_open(&self.walk, self.key_size, self.max_entries, self.trie):
+            if skep_walk_open(&self.walk, self.key_size, self.max_entries, self.trie, self.ends_early):
                 raise MemoryError("walking the keys of a map")
             self.walk_open = True
 

@@ -42,6 +42,38 @@ static int key_call(enum bpf_cmd command, int fd, const void *key, void *out)
 	return bpf_call(command, &attr);
 }
 
+int skep_lookup(int fd, const void *key, void *value)
+{
+	return key_call(BPF_MAP_LOOKUP_ELEM, fd, key, value);
+}
+
+int skep_map_by_id(uint32_t id)
+{
+	union bpf_attr attr;
+	int fd;
+
+	memset(&attr, 0, sizeof(attr));
+	attr.map_id = id;
+	fd = (int)syscall(__NR_bpf, BPF_MAP_GET_FD_BY_ID, &attr, sizeof(attr));
+	return fd < 0 ? -errno : fd;
+}
+
+int skep_map_info(int fd, struct skep_map_info *info)
+{
+	struct bpf_map_info found;
+	union bpf_attr attr;
+	int error;
+
+	memset(&attr, 0, sizeof(attr));
+	memset(&found, 0, sizeof(found));
+	attr.info.bpf_fd = (uint32_t)fd;
+	attr.info.info_len = sizeof(found);
+	attr.info.info = (uint64_t)(uintptr_t)&found;
+	error = bpf_call(BPF_OBJ_GET_INFO_BY_FD, &attr);
+	*info = (struct skep_map_info){found.type, found.id, found.key_size, found.value_size, found.max_entries};
+	return error;
+}
+
 static uint64_t hash_key(const uint8_t *key, uint32_t size)
 {
 	uint64_t hash = 0xcbf29ce484222325u; /* FNV-1a, 64 bit */
@@ -51,13 +83,14 @@ static uint64_t hash_key(const uint8_t *key, uint32_t size)
 	return hash ^ hash >> 32;
 }
 
-int skep_walk_open(struct skep_walk *walk, uint32_t key_size, uint64_t max_entries, int trie)
+int skep_walk_open(struct skep_walk *walk, uint32_t key_size, uint64_t max_entries, int trie, int ends_early)
 {
 	uint64_t slots = 64;
 
 	memset(walk, 0, sizeof(*walk));
 	walk->key_size = key_size;
 	walk->trie = trie;
+	walk->ends_early = ends_early;
 	walk->step_limit = 64 * max_entries + 4096;
 	walk->seen_capacity = 32;
 	walk->slot_mask = slots - 1;
@@ -200,7 +233,7 @@ static int look_ahead(struct skep_walk *walk, int fd, uint8_t *scratch)
 			return -EAGAIN;
 		if (error != -ENOENT)
 			return error;
-		if (!walk->started || walk->trie ||
+		if (!walk->started || !walk->ends_early ||
 		    key_call(BPF_MAP_LOOKUP_ELEM, fd, walk->previous, scratch) != -ENOENT)
 			return 1;
 		walk->started = 0;

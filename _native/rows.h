@@ -21,9 +21,9 @@
 int skep_lookup_batch(int fd, const void *in, void *out, void *keys, void *values, uint32_t *count);
 
 /* A walk by BPF_MAP_GET_NEXT_KEY that gives each key once. When the key it
- * stands on is deleted the kernel starts again from the first one, or ends; so
- * every key given is remembered, known ones are passed over, and an end is only
- * believed while the last key is there. A walk that constant deletion keeps from
+ * stands on is deleted the kernel starts again from the first one; so every key
+ * given is remembered, and known ones are passed over. Cgroup storage `ends_early`
+ * instead: there an end is only believed while the last key is there. A walk that constant deletion keeps from
  * ever ending is given up with -EAGAIN after `step_limit` steps: half of the rows
  * would pass for all, and the others for deleted ones.
  *
@@ -42,14 +42,14 @@ struct skep_walk {
 	uint64_t steps, step_limit;
 	uint32_t key_size;
 	int started, done;
-	int trie;
+	int trie, ends_early;
 	int ahead;	/* `next` is already what follows `previous` */
 	uint8_t *last; /* of a trie: the key of the last row */
 	int given;	/* and whether there is one */
 	uint8_t *first;
 };
 
-int skep_walk_open(struct skep_walk *walk, uint32_t key_size, uint64_t max_entries, int trie);
+int skep_walk_open(struct skep_walk *walk, uint32_t key_size, uint64_t max_entries, int trie, int ends_early);
 void skep_walk_close(struct skep_walk *walk);
 
 /* Up to `room` further rows; 0 only at the end. */
@@ -59,5 +59,16 @@ int64_t skep_walk_rows(struct skep_walk *walk, int fd, uint8_t *keys, uint8_t *v
 /* What remains of `count` rows that a batch look-up of a trie just gave: known keys are left out, and rows taken back. */
 int64_t skep_walk_sift(struct skep_walk *walk, int fd, uint8_t *keys, uint8_t *values, uint64_t value_stride,
 		       uint32_t count);
+
+/* A descriptor of the map of that number, or a negative errno. */
+int skep_map_by_id(uint32_t id);
+
+struct skep_map_info {
+	uint32_t type, id, key_size, value_size, max_entries;
+};
+int skep_map_info(int fd, struct skep_map_info *info);
+
+/* One value, exactly by its key; -ENOENT if there is none. */
+int skep_lookup(int fd, const void *key, void *value);
 
 #endif

@@ -22,7 +22,7 @@ from exporter.errors import SkepError
 from exporter.image import Bundle
 from exporter.kernel.lookup import Lookup
 from exporter.model import FrameView, Scope
-from exporter.plan import Plan, SectionSource, StreamPlan, TablePlan, make_plan
+from exporter.plan import InnerSource, Plan, SectionSource, StreamPlan, TablePlan, make_plan
 
 LOAD_DEADLINE_S = 60.0
 
@@ -163,6 +163,7 @@ class Program:
                 start_ns=start_ns,
             )
             self._frames.setdefault(table.read_map, []).append(frame)
+        self._rows = {table.read_map: _rows_of(table, collection) for table in plan.tables}
         self._unreadable: set[str] = set()
         self.map_entries: dict[str, tuple[int, int]] = {}
         self.lost: dict[str, int] = {}
@@ -211,7 +212,7 @@ class Program:
         self.last_read = Read(began_s, time.monotonic() - began_s, error)
 
     def _read_map(self, name: str, frames: Sequence[collect.Frame], now_ns: int) -> None:
-        source = self.collection.maps[name]
+        source = self._rows[name]
         for frame in frames:
             frame.begin(now_ns)
         rows = 0
@@ -292,6 +293,9 @@ class Program:
     def close(self) -> None:
         """Detach its programs and let go of its maps."""
         with self.lock:
+            for rows in self._rows.values():
+                if isinstance(rows, kernel.InnerRows):
+                    rows.close()
             self.collection.close()
 
 
@@ -320,6 +324,15 @@ class Stream:
             otlp=otlp,
             json=json,
         )
+
+
+def _rows_of(table: TablePlan, collection: kernel.Collection) -> kernel.Map | kernel.InnerRows:
+    """What reads the rows of a table."""
+    source = collection.maps[table.read_map]
+    if isinstance(table.source, InnerSource):
+        key_size = table.key_size - table.source.before_bytes
+        return kernel.InnerRows(source, key_size=key_size, value_size=table.value_size)
+    return source
 
 
 def _apply_variable(frame: collect.Frame, source: SectionSource, section: memoryview) -> None:

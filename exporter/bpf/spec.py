@@ -25,6 +25,7 @@ from .btf import (
     Datasec,
     Enum,
     Enum64,
+    Fwd,
     Member,
     Ptr,
     Struct,
@@ -326,6 +327,13 @@ class _ObjectReader:
                     numbers[member.name] = self._number(name, member)
                 case "key" | "value":
                     types[member.name] = self._pointee(name, member)
+                    target = self.btf.resolve(types[member.name])
+                    if isinstance(target, Fwd):  # clang writes what only an inner map points to like this
+                        raise _map_error(
+                            name,
+                            f"has as {member.name} {describe(target)}; before the map that holds it declare one such map "
+                            f'with an initialiser, `… name SEC("{MAPS_SECTION}") = {{}};`',
+                        )
                     sizes[member.name] = self.btf.size_of(types[member.name])
                 case "values" if not inner:
                     inner_spec = self._inner(name, member)

@@ -16,7 +16,17 @@ from exporter.errors import ConfigError
 from exporter.image import ReferenceKind, Store, default_store_path, fetch, parse_reference
 from exporter.kernel import possible_cpus
 from exporter.model import Instrument, Kind, prometheus_label
-from exporter.plan import GlobalPlan, LabelRule, MetricPlan, Plan, SectionSource, StreamPlan, TablePlan, make_plan
+from exporter.plan import (
+    GlobalPlan,
+    InnerSource,
+    LabelRule,
+    MetricPlan,
+    Plan,
+    SectionSource,
+    StreamPlan,
+    TablePlan,
+    make_plan,
+)
 from exporter.resources import catalog_dir
 
 _SHOWN_VALUES = 6
@@ -180,6 +190,9 @@ def _rows(table: TablePlan) -> str:
         of = f"{count} elements of " if count > 1 else ""
         return f"global {table.map}: {of}{table.value_size} bytes at {where}"
     kind = "rows summed over CPUs" if table.per_cpu else "rows"
+    if isinstance(table.source, InnerSource):
+        before, key_size = table.source.outer_key_size, table.key_size - table.source.before_bytes
+        return f"maps in {table.map}: {kind} of {before} + {key_size} + {table.value_size} bytes"
     return f"map {table.map}: {kind} of {table.key_size} + {table.value_size} bytes"
 
 

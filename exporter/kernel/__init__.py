@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         possible_cpus,
         probe,
     )
+    from .inner import InnerRows
     from .maps import Batch, Map
     from .rings import RingReader
 
@@ -46,6 +47,7 @@ _HOMES = {
     "Collection": "collection",
     "Features": "features",
     "GlobalRequest": "collection",
+    "InnerRows": "inner",
     "LoadRequest": "collection",
     "Map": "maps",
     "MapRequest": "collection",
@@ -65,6 +67,7 @@ __all__ = [
     "Collection",
     "Features",
     "GlobalRequest",
+    "InnerRows",
     "LoadRequest",
     "Map",
     "MapRequest",

@@ -25,9 +25,12 @@ from .features import possible_cpus
 RINGBUF = 27
 _LPM_TRIE = 11
 _PER_CPU = frozenset({5, 6, 10})  # PERCPU_HASH, PERCPU_ARRAY, LRU_PERCPU_HASH
-# HASH, ARRAY, STACK_TRACE, LRU_HASH, LPM_TRIE and the per-CPU forms. Not the others: a queue has no keys, a
-# local storage is keyed by descriptors, a perf event array or a map of maps holds no numbers.
-_WITH_ROWS = frozenset({1, 2, 7, 9, 11}) | _PER_CPU
+# HASH, ARRAY, STACK_TRACE, LRU_HASH, LPM_TRIE, arrays and hashes of maps (numbers of maps) and the per-CPU forms.
+# Not the others: a queue has no keys, a local storage is keyed by descriptors, a perf event array holds no numbers.
+_WITH_ROWS = frozenset({1, 2, 7, 9, 11, 12, 13}) | _PER_CPU
+_CGROUP_STORAGE = frozenset({19, 21})  # CGROUP_STORAGE and its per-CPU form, by the id of the cgroup
+# ARRAY_OF_MAPS, HASH_OF_MAPS: a batch stops at the first empty place.
+_WALKED = frozenset({12, 13}) | _CGROUP_STORAGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +118,9 @@ class Map:
                 value_stride=self.value_stride,
                 max_entries=self.max_entries,
                 chunk_rows=chunk_rows,
+                walk_only=self.type in _WALKED,
                 trie=self.type == _LPM_TRIE,
+                ends_early=self.type in _CGROUP_STORAGE,
             )
             self._chunk_rows = chunk_rows
         return self._rows

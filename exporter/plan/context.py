@@ -40,6 +40,7 @@ NOT_TABLES: dict[MapType, str] = {
     MapType.INSN_ARRAY: "holds places in a program to jump to",
 }
 """Map types that are no tables, and why."""
+OF_MAPS = (MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS)
 ARRAYS = (MapType.ARRAY, MapType.PERCPU_ARRAY)
 RINGS = (MapType.RINGBUF, MapType.USER_RINGBUF)
 

@@ -27,6 +27,7 @@ class LabelReader:
     Attributes:
         document: What the metadata says, by member name.
         whole: What the tags on the map's variable say about a key that is no struct.
+        scalar_name: What such a key is called, if not as usual.
         time: The member that holds the record's time, once :meth:`rules` has met it.
     """
 
@@ -35,6 +36,7 @@ class LabelReader:
     document: dict[str, LabelDeclaration]
     layout: Layout
     whole: LabelDeclaration
+    scalar_name: str = ""
     time: Field | None = None
     slot: Field | None = None
     rules_made: list[LabelRule] = field(default_factory=list)
@@ -62,6 +64,8 @@ class LabelReader:
 
     @property
     def _scalar_name(self) -> str:
+        if self.scalar_name:
+            return self.scalar_name
         return "index" if self.map.is_array else _SCALAR_NAMES[self.part]
 
     def _problem(self, text: str) -> None:

@@ -8,12 +8,15 @@ from dataclasses import dataclass, replace
 from exporter.bpf import Field, FieldKind, Layout, MapSpec, MapType, layout_of
 from exporter.model import Kind, prometheus_label
 
-from .context import ARRAYS, TABLES, MapContext, listed, map_type_name, why_no_table
+from .context import ARRAYS, OF_MAPS, TABLES, MapContext, listed, map_type_name, why_no_table
 from .conventions import Tags, map_tags, member_tags
 from .labels import LabelReader, value_rule
-from .metadata import EventMetadata, MetricDeclaration, MetricMetadata, over
-from .plan import LabelRule, SectionSource, StreamPlan
+from .metadata import EventMetadata, LabelDeclaration, MetricDeclaration, MetricMetadata, over
+from .plan import InnerSource, LabelRule, SectionSource, StreamPlan
 from .values import OTEL_NAME, Metric, ValueReader, is_slot_array
+
+_OUTER = "outer"
+"""The label of an outer key that is no struct, where nothing names it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +26,12 @@ class Table:
     spec: MapSpec
     labels: tuple[LabelRule, ...]
     metrics: tuple[Metric, ...]
-    source: SectionSource | None = None
+    source: SectionSource | InnerSource | None = None
 
     @property
     def owner(self) -> str:
         """The map as messages call it."""
-        return f"{'map' if self.source is None else 'global'} {self.spec.name!r}"
+        return f"{'global' if isinstance(self.source, SectionSource) else 'map'} {self.spec.name!r}"
 
 
 def plan_map(context: MapContext, prefix_kind: str | None) -> Table | StreamPlan | None:
@@ -63,6 +66,7 @@ class _MapPlanner:
     map: MapContext
     prefix_kind: str | None
     tags: Tags
+    labels: Mapping[str, LabelDeclaration] | None = None
 
     @property
     def document(self) -> MetricMetadata:
@@ -177,6 +181,8 @@ class _MapPlanner:
     # Tables.
 
     def _table(self, declared: MetricDeclaration, kind: str | None, explicit: bool) -> Table | None:
+        if self.map.spec.type in OF_MAPS and kind is not None:
+            return self._inner_table(declared, kind, explicit)
         layout = self._value_layout() if self.map.spec.type in TABLES else None
         members = self._member_declarations(layout) if layout else {}
         if kind is None and not any(_makes_metric(member) for member in members.values()):
@@ -219,6 +225,36 @@ class _MapPlanner:
                 self.map.problem("key", "label 'le' is the histogram's own; give the member another name with label=")
         return Table(self.map.spec, labels, metrics)
 
+    def _inner_table(self, declared: MetricDeclaration, kind: str, explicit: bool) -> Table | None:
+        """The rows of the maps that a map holds, with the outer key's labels before the inner key's."""
+        outer, inner = self.map.spec, self.map.spec.inner
+        if inner is None:
+            self._refuse(explicit, "nothing says what maps it holds; declare __array(values, struct {…})")
+            return None
+        if outer.key_type_id:
+            layout = layout_of(self.map.object.btf, outer.key_type_id)
+        else:
+            layout = Layout("bytes", outer.key_size, (Field("", FieldKind.UINT, 0, 8 * outer.key_size),), scalar=True)
+        names = {_OUTER} if layout.scalar else {leaf.name for leaf in layout.leaves()}
+        document = dict(self.document.labels)
+        said = {name: document.pop(name) for name in list(document) if name in names}
+        whole = self.tags.label if layout.scalar else LabelDeclaration()
+        reader = LabelReader(self.map, "key", said, layout, whole, scalar_name=_OUTER)
+        outer_labels, _ = reader.rules()
+        held = replace(self.map, spec=replace(inner, name=outer.name, tags=outer.tags))
+        tags = replace(self.tags, label=LabelDeclaration()) if layout.scalar else self.tags
+        made = _MapPlanner(held, self.prefix_kind, tags, document)._table(declared, kind, explicit)
+        if made is None:
+            return None
+        source = InnerSource(outer.key_size)
+        labels = outer_labels + tuple(_moved(rule, source.before_bytes) for rule in made.labels)
+        shown = [prometheus_label(rule.name) for rule in labels]
+        for name in sorted({name for name in shown if shown.count(name) > 1}):
+            self.map.problem("key", f"label {name!r} is one of the outer and of the inner key; rename one with label=")
+        spec = replace(held.spec, key_size=source.before_bytes + inner.key_size)
+        metrics = tuple(_with_slot_moved(metric, source.before_bytes) for metric in made.metrics)
+        return Table(spec, labels, metrics, source)
+
     def _value_layout(self) -> Layout | None:
         return layout_of(self.map.object.btf, self.map.spec.value_type_id) if self.map.spec.value_type_id else None
 
@@ -260,13 +296,27 @@ class _MapPlanner:
                 return None
         else:
             layout = layout_of(self.map.object.btf, self.map.spec.key_type_id)
-        return LabelReader(self.map, "key", dict(self.document.labels), layout, self.tags.label)
+        labels = self.document.labels if self.labels is None else self.labels
+        return LabelReader(self.map, "key", dict(labels), layout, self.tags.label)
 
     def _counts_by_slot(self, kind: str | None, layout: Layout, members: Mapping[str, MetricDeclaration]) -> bool:
         """Whether the value is a count for a slot number in the key."""
         if kind != "histogram":
             return False
         return not any(is_slot_array(leaf, members.get(leaf.name, MetricDeclaration())) for leaf in layout.leaves())
+
+
+def _moved(rule: LabelRule, before_bytes: int) -> LabelRule:
+    """A rule of a key that others were put before."""
+    return replace(rule, offset_bits=rule.offset_bits + 8 * before_bytes, base_bytes=rule.base_bytes + before_bytes)
+
+
+def _with_slot_moved(metric: Metric, before_bytes: int) -> Metric:
+    if metric.histogram is None or metric.histogram.slot is None:
+        return metric
+    slot = metric.histogram.slot
+    moved = replace(slot, offset_bits=slot.offset_bits + 8 * before_bytes)
+    return replace(metric, histogram=replace(metric.histogram, slot=moved))
 
 
 def _makes_metric(member: MetricDeclaration) -> bool:

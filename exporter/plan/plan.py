@@ -113,6 +113,22 @@ class SectionSource:
 
 
 @dataclass(frozen=True, slots=True)
+class InnerSource:
+    """Rows of the maps inside a map: a key is the outer key, the inner map's number in 4 bytes, and the inner key.
+
+    Attributes:
+        outer_key_size: Bytes.
+    """
+
+    outer_key_size: int
+
+    @property
+    def before_bytes(self) -> int:
+        """Bytes of a row's key before the inner key."""
+        return self.outer_key_size + 4
+
+
+@dataclass(frozen=True, slots=True)
 class TablePlan:
     """One frame: the rows of one map, its labels, and the metrics that have exactly these labels.
 
@@ -144,7 +160,7 @@ class TablePlan:
     expire_idle: bool = False
     expire_after_s: float = 3600.0
     series_limit: int = 10_000
-    source: SectionSource | None = None
+    source: SectionSource | InnerSource | None = None
 
     @property
     def read_map(self) -> str:

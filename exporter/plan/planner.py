@@ -28,6 +28,7 @@ from .metadata import (
     parse_metadata,
 )
 from .plan import (
+    InnerSource,
     LabelRule,
     MapPlan,
     MetricPlan,
@@ -273,7 +274,10 @@ class _Planner:
             cells += instrument.cells
             made.append(MetricPlan(instrument, metric.value, metric.histogram))
         is_array = spec.type in ARRAYS
-        steady = BOUNDED_DECODERS | ({"uint"} if is_array else set())  # the rows of an array never go
+        comes_and_goes = isinstance(table.source, InnerSource)
+        steady = BOUNDED_DECODERS | (
+            {"uint"} if is_array and not comes_and_goes else set()
+        )  # the rows of an array never go
         return TablePlan(
             map=spec.name,
             key_size=spec.key_size,

@@ -115,11 +115,13 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 _BPF = {"x86_64": 321, "aarch64": 280}[platform.machine()]
 
 
-def bpf(command: int, attr: bytes) -> None:
+def bpf(command: int, attr: bytes) -> int:
     """The system call itself, raising ``OSError``."""
     buffer = ctypes.create_string_buffer(attr, 128)
-    if _LIBC.syscall(_BPF, command, buffer, 128) < 0:
+    result: int = _LIBC.syscall(_BPF, command, buffer, 128)
+    if result < 0:
         raise OSError(ctypes.get_errno(), f"bpf command {command}")
+    return result
 
 
 def update(fd: int, key: bytes, value: bytes) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -16,10 +18,13 @@ from exporter.agent.program import Program, load, make_lookup, plan_bundle
 from exporter.config import ImageConfig
 from exporter.export import prometheus
 from exporter.image import Bundle, Digest, parse_reference
+from exporter.kernel import inner
 from exporter.kernel._reader import Rows
+from exporter.kernel.inner import OPEN_LIMIT
 from exporter.model import Resource, Snapshot
+from tests.support.plans import table_of
 
-from .conftest import GETPGID, Compile, delete, make_calls, update
+from .conftest import GETPGID, Compile, bpf, delete, make_calls, update
 
 Sample = tuple[str, frozenset[tuple[str, str]]]
 Running = Callable[..., Program]
@@ -220,3 +225,119 @@ def test_deleted_prefix_is_never_shown_with_the_value_of_a_shorter_one(running: 
         thread.join()
     assert reads > 10
     assert churned > 1000
+
+
+# Maps of maps.
+
+
+TENANT, OPERATION = struct.Struct("=I8s"), struct.Struct("=II")
+
+
+def created(map_type: int, key_size: int, value_size: int, entries: int) -> int:
+    """A descriptor of a new map."""
+    return bpf(0, struct.pack("=IIII", map_type, key_size, value_size, entries))
+
+
+def put(program: Program, zone: int, name: bytes, rows: dict[int, int]) -> None:
+    """Have the map of requests hold a new map with these rows."""
+    fd = created(1, OPERATION.size, 8, 64)
+    try:
+        for code, value in rows.items():
+            update(fd, OPERATION.pack(code, 0), struct.pack("=Q", value))
+        update(program.collection.maps["requests"].fd, TENANT.pack(zone, name), struct.pack("=I", fd))
+    finally:
+        os.close(fd)
+
+
+def requests(program: Program) -> dict[tuple[str, str, str], float]:
+    """Counts by zone, name and code."""
+    found = named(scrape(program), "test_requests_total")
+    return {tuple(dict(labels)[name] for name in ("zone", "name", "code")): v for labels, v in found.items()}  # type: ignore[misc]
+
+
+def open_descriptors() -> int:
+    """Of this process."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_rows_of_inner_maps_have_the_outer_keys_labels_too(running: Running) -> None:
+    """Hashes in a hash, per-CPU arrays in an array, and a histogram in tries; empty places have no rows."""
+    program = running("inner")
+    put(program, 7, b"db", {1: 10})
+    put(program, 7, b"web", {1: 20, 2: 30})
+    make_calls(4)
+    assert requests(program) == {
+        ("7", "db", "1"): 10,
+        ("7", "db", "3"): 4,
+        ("7", "web", "1"): 20,
+        ("7", "web", "2"): 30,
+    }
+    samples = scrape(program)
+    assert named(samples, "ebpf_levels") == {frozenset({("level", "5"), ("index", "2")}): 4}
+    assert [rule.name for rule in table_of(program.plan, "requests").labels] == ["zone", "name", "code"]
+
+
+def test_trie_inside_a_hash_shows_its_prefixes(running: Running) -> None:
+    """The prefix length lies behind the outer key."""
+    program = running("inner")
+    nets = program.collection.maps["hist_nets"]
+    fd = bpf(0, struct.pack("=IIIII", 11, 8, 28 * 8, 16, 1))
+    try:
+        update(fd, struct.pack("=I4B", 24, 192, 0, 2, 9), struct.pack("=28Q", *[2] * 27, 5_000_000_000))
+        update(nets.fd, struct.pack("=Q", 77), struct.pack("=I", fd))
+    finally:
+        os.close(fd)
+    samples = scrape(program)
+    assert one(samples, "ebpf_nets_seconds_count", outer="77", pad="192.0.2.0/24") == 54
+    assert one(samples, "ebpf_nets_seconds_sum", outer="77", pad="192.0.2.0/24") == 5
+
+
+def test_map_that_takes_anothers_place_adds_to_its_series(running: Running) -> None:
+    """Also if its numbers are higher from the start; and the old one is let go of."""
+    program = running("inner")
+    put(program, 1, b"a", {1: 10})
+    assert requests(program) == {("1", "a", "1"): 10}
+    before = open_descriptors()
+    put(program, 1, b"a", {1: 500})
+    assert requests(program) == {("1", "a", "1"): 510}
+    put(program, 1, b"a", {1: 3, 2: 1})
+    assert requests(program) == {("1", "a", "1"): 513, ("1", "a", "2"): 1}
+    assert open_descriptors() == before
+    delete(program.collection.maps["requests"].fd, TENANT.pack(1, b"a"))
+    assert requests(program) == {("1", "a", "1"): 513, ("1", "a", "2"): 1}
+    assert open_descriptors() == before - 1
+
+
+def test_descriptors_of_inner_maps_are_bounded(running: Running) -> None:
+    """More maps than may be open are read all the same, time and again; closing gives all back."""
+    program = running("inner")
+    scrape(program)
+    before = open_descriptors()
+    for zone in range(OPEN_LIMIT + 40):
+        put(program, zone, b"x", {1: zone + 1})
+    expected = {(str(zone), "x", "1"): zone + 1 for zone in range(OPEN_LIMIT + 40)}
+    for _ in range(3):
+        assert requests(program) == expected
+        assert open_descriptors() <= before + OPEN_LIMIT
+    program.close()
+    assert open_descriptors() < before
+
+
+def test_inner_maps_without_the_capability_are_an_error_with_the_remedy(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The outer map is readable by its descriptor; those it holds are not."""
+    program = running("inner")
+    put(program, 1, b"a", {1: 10})
+
+    def refuse(_number: int) -> int:
+        raise PermissionError(errno.EPERM, "opening a map")
+
+    monkeypatch.setattr(inner, "map_by_id", refuse)
+    with program.lock:
+        program.read(time.monotonic())
+    assert (
+        "map 'requests': the maps it holds cannot be opened: EPERM (Operation not permitted); give skep CAP_SYS_ADMIN"
+        in program.last_read.error
+    )
+    assert all(frame.plan.map not in ("requests",) for frame in program.frames())  # type: ignore[attr-defined]

@@ -244,3 +244,17 @@ def test_more_maps_than_any_object_has_are_refused() -> None:
         writer.variable(".maps", f"m{index}", definition, 8)
     assert refused(writer).code == "elf.size"
     assert u32 == 1
+
+
+def test_key_that_only_an_inner_map_names_is_an_error_with_the_remedy() -> None:
+    """Clang leaves its struct out, and libbpf cannot tell its size either."""
+    source = """
+    struct key { u32 a; };
+    struct inner { __uint(type, HASH); __uint(max_entries, 1); __type(key, struct key); __type(value, u64); };
+    struct { __uint(type, ARRAY_OF_MAPS); __uint(max_entries, 2); __type(key, u32); __array(values, struct inner); }
+    outer SEC(".maps");
+    """
+    with pytest.raises(
+        ObjectError, match=r"'outer.inner': has as key struct 'key' without a definition; before the map"
+    ):
+        read_object(compile_bpf(source))
