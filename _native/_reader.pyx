@@ -7,7 +7,7 @@ a call is inside.
 
 from libc.errno cimport EAGAIN, EBADMSG, EINTR, EINVAL, ENOENT, ENOSPC, EOPNOTSUPP
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 
 cdef extern from "rows.h" nogil:
@@ -31,6 +31,19 @@ cdef extern from "rows.h" nogil:
     int skep_map_by_id(uint32_t id)
     int skep_map_info_of "skep_map_info"(int fd, skep_map_info *info)
     int skep_lookup(int fd, const void *key, void *value)
+
+cdef extern from "storage.h" nogil:
+    struct skep_rows:
+        uint8_t *keys
+        uint8_t *values
+        size_t key_size
+        size_t value_size
+        uint64_t count
+    struct skep_task_key:
+        pass
+    int skep_task_rows(int map_fd, int proc, skep_rows *rows)
+    int skep_cgroup_rows(int map_fd, int root, skep_rows *rows)
+    void skep_rows_free(skep_rows *rows)
 
 cdef extern from "ring.h" nogil:
     struct skep_ring:
@@ -98,6 +111,36 @@ def prefixed(const uint8_t[::1] prefix not None, const uint8_t[::1] keys not Non
             memcpy(out + i * size, &prefix[0], before)
             memcpy(out + i * size + before, &keys[i * key_size], key_size)
     return made
+
+
+cdef object _storage_rows(int fd, int root, Py_ssize_t value_size, bint tasks):
+    cdef skep_rows rows
+    cdef int error
+    memset(&rows, 0, sizeof(rows))
+    rows.key_size = sizeof(skep_task_key) if tasks else sizeof(uint64_t)
+    rows.value_size = value_size
+    try:
+        with nogil:
+            error = skep_task_rows(fd, root, &rows) if tasks else skep_cgroup_rows(fd, root, &rows)
+        if error:
+            raise _refusal(error, "reading the storage of every task" if tasks else "reading the storage of every cgroup")
+        return (
+            rows.count,
+            PyBytes_FromStringAndSize(<const char *>rows.keys, <Py_ssize_t>(rows.count * rows.key_size)),
+            PyBytes_FromStringAndSize(<const char *>rows.values, <Py_ssize_t>(rows.count * rows.value_size)),
+        )
+    finally:
+        skep_rows_free(&rows)
+
+
+def task_rows(int fd, int proc, Py_ssize_t value_size):
+    """``(count, keys, values)`` of a task storage; ``proc`` is a descriptor of procfs. See ``storage.h``."""
+    return _storage_rows(fd, proc, value_size, True)
+
+
+def cgroup_rows(int fd, int root, Py_ssize_t value_size):
+    """``(count, keys, values)`` of a cgroup storage; ``root`` is a descriptor of the highest cgroup."""
+    return _storage_rows(fd, root, value_size, False)
 
 
 cdef class Rows:

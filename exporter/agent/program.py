@@ -22,7 +22,7 @@ from exporter.errors import SkepError
 from exporter.image import Bundle
 from exporter.kernel.lookup import Lookup
 from exporter.model import FrameView, Scope
-from exporter.plan import InnerSource, Plan, SectionSource, StreamPlan, TablePlan, make_plan
+from exporter.plan import InnerSource, Plan, SectionSource, StorageSource, StreamPlan, TablePlan, make_plan
 
 LOAD_DEADLINE_S = 60.0
 
@@ -227,7 +227,7 @@ class Program:
                     frame.apply(batch.keys, batch.values, batch.count, batch.value_stride, batch.cpus)
         for frame in frames:
             frame.finish()
-        if not variables:
+        if not variables and source.max_entries:
             self.map_entries[name] = (rows, source.max_entries)
 
     def frames(self) -> list[FrameView]:
@@ -326,12 +326,14 @@ class Stream:
         )
 
 
-def _rows_of(table: TablePlan, collection: kernel.Collection) -> kernel.Map | kernel.InnerRows:
+def _rows_of(table: TablePlan, collection: kernel.Collection) -> kernel.Map | kernel.InnerRows | kernel.StorageRows:
     """What reads the rows of a table."""
     source = collection.maps[table.read_map]
     if isinstance(table.source, InnerSource):
         key_size = table.key_size - table.source.before_bytes
         return kernel.InnerRows(source, key_size=key_size, value_size=table.value_size)
+    if isinstance(table.source, StorageSource):
+        return kernel.StorageRows(source, of=table.source.of)
     return source
 
 

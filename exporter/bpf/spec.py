@@ -88,7 +88,9 @@ class MapType(enum.IntEnum):
     @property
     def per_cpu(self) -> bool:
         """Whether a value is one slot per possible CPU, each rounded up to 8 bytes."""
-        return self in (MapType.PERCPU_HASH, MapType.PERCPU_ARRAY, MapType.LRU_PERCPU_HASH)
+        return self in (
+            MapType.PERCPU_HASH, MapType.PERCPU_ARRAY, MapType.LRU_PERCPU_HASH, MapType.PERCPU_CGROUP_STORAGE,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,7 +333,7 @@ class _ObjectReader:
                     if isinstance(target, Fwd):  # clang writes what only an inner map points to like this
                         raise _map_error(
                             name,
-                            f"has as {member.name} {describe(target)}; before the map that holds it declare one such map "
+                            f"has as {member.name} {describe(target)}; before the map that holds it declare one "
                             f'with an initialiser, `… name SEC("{MAPS_SECTION}") = {{}};`',
                         )
                     sizes[member.name] = self.btf.size_of(types[member.name])

@@ -23,6 +23,7 @@ from exporter.plan import (
     MetricPlan,
     Plan,
     SectionSource,
+    StorageSource,
     StreamPlan,
     TablePlan,
     make_plan,
@@ -193,6 +194,8 @@ def _rows(table: TablePlan) -> str:
     if isinstance(table.source, InnerSource):
         before, key_size = table.source.outer_key_size, table.key_size - table.source.before_bytes
         return f"maps in {table.map}: {kind} of {before} + {key_size} + {table.value_size} bytes"
+    if isinstance(table.source, StorageSource):
+        return f"storage {table.map}: {table.value_size} bytes of each {table.source.of} that has them"
     return f"map {table.map}: {kind} of {table.key_size} + {table.value_size} bytes"
 
 

@@ -32,7 +32,8 @@ Resolve = Callable[[str, int], str]
 Enums = Mapping[str, Mapping[str, int]]
 Span = tuple[int, int]
 
-SLOW = ("uid", "device", "interface", "ksym", "cgroup", "cgroup.unit", "cgroup.slice", "cgroup.container", "cgroup.pod")
+SLOW = ("uid", "device", "interface", "ksym", "cgroup", "cgroup.unit", "cgroup.slice", "cgroup.container", "cgroup.pod",
+        "comm")  # fmt: skip
 """Decoders that ask the machine, through a bounded cache; the order numbers them."""
 
 ATTRIBUTE_OF_POINT = 0x3A

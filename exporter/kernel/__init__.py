@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from .inner import InnerRows
     from .maps import Batch, Map
     from .rings import RingReader
+    from .storage import StorageRows
 
 _HOMES = {
     "Batch": "maps",
@@ -54,6 +55,7 @@ _HOMES = {
     "Program": "collection",
     "ProgramRequest": "collection",
     "RingReader": "rings",
+    "StorageRows": "storage",
     "libbpf_version": "features",
     "load": "collection",
     "online_cpus": "features",
@@ -74,6 +76,7 @@ __all__ = [
     "Program",
     "ProgramRequest",
     "RingReader",
+    "StorageRows",
     "libbpf_version",
     "load",
     "online_cpus",

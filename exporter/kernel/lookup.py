@@ -46,7 +46,7 @@ class Lookup:
     """
 
     def __init__(self, *, proc: str = "/proc", sys: str = "/sys", clock: Callable[[], float] = time.monotonic) -> None:
-        self._sys = Path(sys)
+        self._proc, self._sys = Path(proc), Path(sys)
         self._recent = _Recent(_CACHED, clock)
         self._symbols = KernelSymbols(Path(proc), clock)
         self._cgroups = Cgroups(Path(proc), clock)
@@ -57,7 +57,7 @@ class Lookup:
 
         Args:
             decoder: ``uid``, ``device``, ``interface``, ``ksym``, ``cgroup``, ``cgroup.unit``,
-                ``cgroup.slice``, ``cgroup.container`` or ``cgroup.pod``.
+                ``cgroup.slice``, ``cgroup.container``, ``cgroup.pod`` or ``comm``.
             value: As the kernel has it, unsigned.
         """
         with self._lock:
@@ -81,6 +81,8 @@ class Lookup:
                 return self._device(value), _CHANGING_S
             case "interface":
                 return interface_name(value), _CHANGING_S
+            case "comm":
+                return process_name(self._proc, value), _CHANGING_S
             case "ksym":
                 return self._symbols.name(value), _CHANGING_S
             case "cgroup":
@@ -109,6 +111,14 @@ def user_name(uid: int) -> str:
         return pwd.getpwuid(uid).pw_name
     except (KeyError, OSError):
         return str(uid)
+
+
+def process_name(proc: Path, pid: int) -> str:
+    """The name of a process as the kernel has it, 15 bytes at most; nothing if it is gone."""
+    try:
+        return (proc / str(pid) / "comm").read_bytes().removesuffix(b"\n").decode("utf-8", "replace")
+    except OSError:
+        return ""
 
 
 def interface_name(index: int) -> str:

@@ -10,6 +10,7 @@ Neither is a snapshot: a row written during the read is either its old or its ne
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Iterator
@@ -17,18 +18,20 @@ from dataclasses import dataclass
 
 from exporter.errors import KernelError
 
-from ._reader import Rows
+from ._reader import Rows, lookup
 from .diagnosis import errno_name
 from .features import possible_cpus
 
 # Numbers of enum bpf_map_type.
 RINGBUF = 27
 _LPM_TRIE = 11
-_PER_CPU = frozenset({5, 6, 10})  # PERCPU_HASH, PERCPU_ARRAY, LRU_PERCPU_HASH
-# HASH, ARRAY, STACK_TRACE, LRU_HASH, LPM_TRIE, arrays and hashes of maps (numbers of maps) and the per-CPU forms.
-# Not the others: a queue has no keys, a local storage is keyed by descriptors, a perf event array holds no numbers.
-_WITH_ROWS = frozenset({1, 2, 7, 9, 11, 12, 13}) | _PER_CPU
+_PER_CPU = frozenset({5, 6, 10, 21})  # PERCPU_HASH, PERCPU_ARRAY, LRU_PERCPU_HASH, PERCPU_CGROUP_STORAGE
+# HASH, ARRAY, STACK_TRACE, LRU_HASH, LPM_TRIE, arrays and hashes of maps (numbers of maps), CGROUP_STORAGE and
+# the per-CPU forms. Not the others: a queue has no keys, newer local storage is keyed by descriptors, a perf event
+# array holds no numbers.
+_WITH_ROWS = frozenset({1, 2, 7, 9, 11, 12, 13, 19}) | _PER_CPU
 _CGROUP_STORAGE = frozenset({19, 21})  # CGROUP_STORAGE and its per-CPU form, by the id of the cgroup
+_ENTRIES_UNKNOWN = 1 << 16
 # ARRAY_OF_MAPS, HASH_OF_MAPS: a batch stops at the first empty place.
 _WALKED = frozenset({12, 13}) | _CGROUP_STORAGE
 
@@ -110,13 +113,39 @@ class Map:
                 cpus=self.cpus,
             )
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[int]:
+        """Its descriptor, which stays open meanwhile.
+
+        Raises:
+            KernelError: ``kernel.read``: it is closed.
+        """
+        with self._lock:
+            if self.fd < 0:
+                raise KernelError(f"map {self.name!r}: closed while it was read", code="kernel.read")
+            yield self.fd
+
+    def lookup(self, key: bytes) -> bytes | None:
+        """The value under a key, or None; not of a per-CPU map.
+
+        Raises:
+            KernelError: ``kernel.read`` for the kernel's refusal.
+        """
+        with self.held() as fd:
+            try:
+                return lookup(fd, key, self.value_size)
+            except OSError as error:
+                raise KernelError(
+                    f"map {self.name!r}: {error.strerror}: {errno_name(error.errno or 0)}", code="kernel.read"
+                ) from error
+
     def _reader(self, chunk_rows: int) -> Rows:
         if self._rows is None or self._chunk_rows != chunk_rows:
             self._rows = Rows(
                 self.fd,
                 key_size=self.key_size,
                 value_stride=self.value_stride,
-                max_entries=self.max_entries,
+                max_entries=self.max_entries or _ENTRIES_UNKNOWN,
                 chunk_rows=chunk_rows,
                 walk_only=self.type in _WALKED,
                 trie=self.type == _LPM_TRIE,

@@ -12,7 +12,7 @@ from .metadata import ImageMetadata
 
 TABLES = (
     MapType.HASH, MapType.LRU_HASH, MapType.ARRAY, MapType.PERCPU_HASH, MapType.LRU_PERCPU_HASH, MapType.PERCPU_ARRAY,
-    MapType.LPM_TRIE,
+    MapType.LPM_TRIE, MapType.CGROUP_STORAGE, MapType.PERCPU_CGROUP_STORAGE,
 )  # fmt: skip
 """Map types whose rows can be read, by batch or one by one."""
 NOT_TABLES: dict[MapType, str] = {
@@ -40,6 +40,9 @@ NOT_TABLES: dict[MapType, str] = {
     MapType.INSN_ARRAY: "holds places in a program to jump to",
 }
 """Map types that are no tables, and why."""
+BY_CGROUP = (MapType.CGROUP_STORAGE, MapType.PERCPU_CGROUP_STORAGE)
+STORAGE = {MapType.TASK_STORAGE: "task", MapType.CGRP_STORAGE: "cgroup"}
+"""Local storage that is read by asking everyone, and whom."""
 OF_MAPS = (MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS)
 ARRAYS = (MapType.ARRAY, MapType.PERCPU_ARRAY)
 RINGS = (MapType.RINGBUF, MapType.USER_RINGBUF)

@@ -64,7 +64,7 @@ _INTEGER_DECODERS = frozenset(
         "ksym",
         "port",
     }
-    | {"cgroup", "cgroup.unit", "cgroup.slice", "cgroup.container", "cgroup.pod"}
+    | {"cgroup", "cgroup.unit", "cgroup.slice", "cgroup.container", "cgroup.pod", "comm"}
 )
 _SIZES = {"ipv4": (32,), "ipv6": (128,), "ip": (32, 128), "port_be": (16,)}
 _TEXT_LIMIT_BITS = 4096 * 8

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from exporter.bpf import Field, FieldKind, Layout
 from exporter.model import prometheus_label
 
-from .context import MapContext, described, listed
+from .context import BY_CGROUP, MapContext, described, listed
 from .conventions import decoder_mismatch, enum_texts, infer_decoder, is_padding, kernel_enum, member_tags
 from .metadata import LabelDeclaration, over
 from .plan import LabelRule, ValueRule
@@ -156,6 +156,10 @@ class LabelReader:
 
     def _field(self, member: Field, declared: LabelDeclaration, *, shown: str) -> None:
         """Labels of one field that is taken as it is."""
+        if self.map.spec.type in BY_CGROUP and member.offset_bits == 0 and self.part == "key":
+            # The id of the cgroup, in struct bpf_cgroup_storage_key or alone.
+            labels = declared.labels or ((member.name if declared.decode else "cgroup", ""),)
+            declared = replace(declared, labels=labels, decode=declared.decode or "cgroup")
         is_time = declared.time is True or (declared.time is None and "ktime_ns" in member.typedefs)
         if is_time and self.part == "record" and not declared.whole and self.time is None:
             self.time = member

@@ -8,13 +8,25 @@ from dataclasses import dataclass, replace
 from exporter.bpf import Field, FieldKind, Layout, MapSpec, MapType, layout_of
 from exporter.model import Kind, prometheus_label
 
-from .context import ARRAYS, OF_MAPS, TABLES, MapContext, listed, map_type_name, why_no_table
+from .context import ARRAYS, BY_CGROUP, OF_MAPS, STORAGE, TABLES, MapContext, listed, map_type_name, why_no_table
 from .conventions import Tags, map_tags, member_tags
 from .labels import LabelReader, value_rule
 from .metadata import EventMetadata, LabelDeclaration, MetricDeclaration, MetricMetadata, over
-from .plan import InnerSource, LabelRule, SectionSource, StreamPlan
+from .plan import InnerSource, LabelRule, SectionSource, Source, StorageSource, StreamPlan
 from .values import OTEL_NAME, Metric, ValueReader, is_slot_array
 
+_TASK = Layout(
+    "task",
+    16,
+    (
+        Field("pid", FieldKind.UINT, 0, 32),
+        Field("comm", FieldKind.UINT, 0, 32, tags=("skep:decode=comm",)),
+        Field("tid", FieldKind.UINT, 32, 32, tags=("skep:drop=true",)),
+        Field("start", FieldKind.UINT, 64, 64, tags=("skep:drop=true",)),
+    ),
+)
+_CGROUP = Layout("cgroup", 8, (Field("cgroup", FieldKind.UINT, 0, 64, tags=("skep:decode=cgroup",)),))
+"""Keys of local storage as it is read, with what each member is shown as."""
 _OUTER = "outer"
 """The label of an outer key that is no struct, where nothing names it."""
 
@@ -26,7 +38,7 @@ class Table:
     spec: MapSpec
     labels: tuple[LabelRule, ...]
     metrics: tuple[Metric, ...]
-    source: SectionSource | InnerSource | None = None
+    source: Source | None = None
 
     @property
     def owner(self) -> str:
@@ -67,6 +79,7 @@ class _MapPlanner:
     prefix_kind: str | None
     tags: Tags
     labels: Mapping[str, LabelDeclaration] | None = None
+    key: Layout | None = None
 
     @property
     def document(self) -> MetricMetadata:
@@ -78,7 +91,8 @@ class _MapPlanner:
         declared = over(self.document.metric, self.tags.metric)
         if self.map.spec.pinning:
             self.map.note("its object pins it by name below the BPF file system, shared with whoever uses that name")
-        if self.map.spec.max_entries == 0 and self.map.spec.type in (*TABLES, MapType.RINGBUF):
+        sized = self.map.spec.type in (*TABLES, MapType.RINGBUF) and self.map.spec.type not in BY_CGROUP
+        if self.map.spec.max_entries == 0 and sized:
             self.map.problem("map_type", "max_entries is 0, which the kernel refuses; add __uint(max_entries, …)")
         explicit = "event" if event is not None else declared.kind
         kind = explicit or self.prefix_kind
@@ -183,6 +197,8 @@ class _MapPlanner:
     def _table(self, declared: MetricDeclaration, kind: str | None, explicit: bool) -> Table | None:
         if self.map.spec.type in OF_MAPS and kind is not None:
             return self._inner_table(declared, kind, explicit)
+        if self.map.spec.type in STORAGE and kind is not None:
+            return self._storage_table(declared, kind, explicit)
         layout = self._value_layout() if self.map.spec.type in TABLES else None
         members = self._member_declarations(layout) if layout else {}
         if kind is None and not any(_makes_metric(member) for member in members.values()):
@@ -255,6 +271,16 @@ class _MapPlanner:
         metrics = tuple(_with_slot_moved(metric, source.before_bytes) for metric in made.metrics)
         return Table(spec, labels, metrics, source)
 
+    def _storage_table(self, declared: MetricDeclaration, kind: str, explicit: bool) -> Table | None:
+        """The rows of a local storage, by whom they belong to."""
+        source = StorageSource(STORAGE[self.map.spec.type])
+        layout = _TASK if source.of == "task" else _CGROUP
+        # Its rows are those of a hash whose key says whose they are.
+        spec = replace(self.map.spec, type=MapType.HASH, key_size=layout.size)
+        shown = replace(self.map, spec=spec)
+        made = _MapPlanner(shown, self.prefix_kind, self.tags, self.labels, layout)._table(declared, kind, explicit)
+        return replace(made, source=source) if made else None
+
     def _value_layout(self) -> Layout | None:
         return layout_of(self.map.object.btf, self.map.spec.value_type_id) if self.map.spec.value_type_id else None
 
@@ -284,7 +310,9 @@ class _MapPlanner:
         return members
 
     def _key_reader(self) -> LabelReader | None:
-        if not self.map.spec.key_type_id:
+        if self.key is not None:
+            layout = self.key
+        elif not self.map.spec.key_type_id:
             if self.map.is_array:
                 index = Field("", FieldKind.UINT, 0, 32, type_name="unsigned int")
                 layout = Layout("u32", 4, (index,), scalar=True)

@@ -16,13 +16,15 @@ DECODERS: frozenset[str] = frozenset(
         "uint", "int", "bool", "float", "hex", "string", "bytes", "enum", "ipv4", "ipv6", "ip", "port", "port_be",
         "duration", "time", "errno", "syscall", "signal", "uid", "device", "interface", "ksym",
         "cgroup", "cgroup.unit", "cgroup.slice", "cgroup.container", "cgroup.pod", "prefix",
+        "comm",
     }
 )  # fmt: skip
 """Names of label decoders.
 
 ``duration`` gives seconds from ns, ``time`` RFC 3339 from ``bpf_ktime_get_ns``,
 ``port_be`` swaps network order, ``ip`` is 4 or 16 bytes, ``device`` a kernel
-``dev_t`` (major << 20 | minor), ``prefix`` is a part of a trie's key. An empty result means: no such label.
+``dev_t`` (major << 20 | minor), ``prefix`` is a part of a trie's key,
+``comm`` the name of the process with that number. An empty result means: no such label.
 """
 
 
@@ -129,6 +131,21 @@ class InnerSource:
 
 
 @dataclass(frozen=True, slots=True)
+class StorageSource:
+    """Rows of a local storage, found by asking every task or cgroup.
+
+    Attributes:
+        of: ``task``: a key is the process's number, the thread's, and the start time (4, 4, 8 bytes); or ``cgroup``:
+            a key is its id (8 bytes).
+    """
+
+    of: str
+
+
+Source = SectionSource | InnerSource | StorageSource
+
+
+@dataclass(frozen=True, slots=True)
 class TablePlan:
     """One frame: the rows of one map, its labels, and the metrics that have exactly these labels.
 
@@ -160,7 +177,7 @@ class TablePlan:
     expire_idle: bool = False
     expire_after_s: float = 3600.0
     series_limit: int = 10_000
-    source: SectionSource | InnerSource | None = None
+    source: Source | None = None
 
     @property
     def read_map(self) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
+import socket
 import struct
 import threading
 import time
@@ -15,12 +17,14 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from exporter.agent.program import Program, load, make_lookup, plan_bundle
-from exporter.config import ImageConfig
+from exporter.config import AttachConfig, ImageConfig
 from exporter.export import prometheus
 from exporter.image import Bundle, Digest, parse_reference
 from exporter.kernel import inner
 from exporter.kernel._reader import Rows
+from exporter.kernel.features import probe
 from exporter.kernel.inner import OPEN_LIMIT
+from exporter.kernel.lookup import cgroup2_mount
 from exporter.model import Resource, Snapshot
 from tests.support.plans import table_of
 
@@ -50,6 +54,26 @@ def running(compile_object: Compile) -> Iterator[Running]:
     yield run
     for program in programs:
         program.close()
+
+
+@pytest.fixture
+def own_cgroup() -> Iterator[Path]:
+    """An empty cgroup below the root of the cgroup2 hierarchy."""
+    path = Path(cgroup2_mount(Path("/proc/self/mountinfo").read_text())) / f"skep-test-{os.getpid()}"
+    path.mkdir()
+    yield path
+    path.rmdir()
+
+
+@contextlib.contextmanager
+def inside(cgroup: Path) -> Iterator[None]:
+    """Be in another cgroup, and then back where we were."""
+    (before,) = (line[4:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::/"))
+    (cgroup / "cgroup.procs").write_text("0")
+    try:
+        yield
+    finally:
+        (cgroup.parent / before / "cgroup.procs").write_text("0")
 
 
 def scrape(program: Program) -> dict[Sample, float]:
@@ -341,3 +365,65 @@ def test_inner_maps_without_the_capability_are_an_error_with_the_remedy(
         in program.last_read.error
     )
     assert all(frame.plan.map not in ("requests",) for frame in program.frames())  # type: ignore[attr-defined]
+
+
+# Local storage.
+
+
+@pytest.mark.skipif(probe().version < (5, 12), reason="bpf_task_storage_get in tracing programs: Linux 5.12")
+def test_task_storage_is_read_by_process(running: Running) -> None:
+    """With number and name as labels; what ended has no row, and its count stays."""
+    program = running("storage")
+    make_calls(6)
+    mine = {"pid": str(os.getpid()), "comm": Path("/proc/self/comm").read_text().rstrip("\n")}
+    assert one(scrape(program), "ebpf_by_task_total", **mine) == 6
+    make_calls(1)
+    samples = scrape(program)
+    assert one(samples, "ebpf_by_task_total", **mine) == 7
+    assert len(named(samples, "ebpf_by_task_total")) == 1
+
+
+@pytest.mark.skipif(probe().version < (6, 9), reason="descriptors of single threads: Linux 6.9")
+def test_task_storage_of_threads_is_summed_by_process(running: Running) -> None:
+    """A thread that ends takes its row along, and not its count."""
+    program = running("storage")
+    done, end = threading.Event(), threading.Event()
+
+    def work() -> None:
+        make_calls(10)
+        done.set()
+        end.wait()
+
+    make_calls(5)
+    thread = threading.Thread(target=work)
+    thread.start()
+    done.wait()
+    assert sum(named(scrape(program), "ebpf_by_task_total").values()) == 15
+    end.set()
+    thread.join()
+    make_calls(1)
+    assert sum(named(scrape(program), "ebpf_by_task_total").values()) == 16
+
+
+@pytest.mark.skipif(probe().version < (6, 2), reason="BPF_MAP_TYPE_CGRP_STORAGE: Linux 6.2")
+def test_cgroup_storage_is_read_by_path(running: Running, own_cgroup: Path) -> None:
+    """Of every cgroup that has a row, whoever is in it."""
+    program = running("storage_cgroup")
+    make_calls(3)
+    with inside(own_cgroup):
+        make_calls(4)
+    shown = prefixes(scrape(program), "ebpf_by_cgroup_total", "cgroup")
+    assert shown[f"/{own_cgroup.name}"] == 4
+    assert sum(shown.values()) == 7
+
+
+def test_old_cgroup_storage_is_read_by_path(running: Running, own_cgroup: Path) -> None:
+    """Of the cgroup that the program is attached to."""
+    program = running("storage_old", attach={"on_socket": AttachConfig(cgroup=str(own_cgroup))})
+    with inside(own_cgroup):
+        for _ in range(3):
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close()
+    samples = scrape(program)
+    for name in ("ebpf_sockets_total", "ebpf_on_cpus_total"):
+        ((labels, value),) = named(samples, name).items()
+        assert (dict(labels)["cgroup"], value) == (f"/{own_cgroup.name}", 3)
