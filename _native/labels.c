@@ -548,6 +548,11 @@ int skep_label_value(const struct skep_labels *labels, const struct skep_label_r
 			return -1;
 		break;
 	case SKEP_SLOW:
+		if (rule->flags & SKEP_RULE_STACK) {
+			number &= 0xffffffff;
+			if (rule->table_count)
+				number |= skep_read_bits(data, rule->table_first, rule->table_count) << 32;
+		}
 		return resolve(context, rule->resolver, number, value);
 	}
 	if (len && skep_buf_put(&context->scratch, room, len))

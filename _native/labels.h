@@ -31,7 +31,11 @@ enum skep_decoder {
 	SKEP_PREFIX = 40, /* of a trie's key whose length word lies at byte `table_first` */
 };
 
-enum { SKEP_RULE_SIGNED = 1, SKEP_RULE_MAGNITUDE = 2 /* -2 and 2 mean the same (errno) */ };
+enum {
+	SKEP_RULE_SIGNED = 1,
+	SKEP_RULE_MAGNITUDE = 2, /* -2 and 2 mean the same (errno) */
+	SKEP_RULE_STACK = 4,	 /* 32 bits, and above them those at bit `table_first`, `table_count` of them or none */
+};
 
 struct skep_span {
 	uint32_t offset; /* in the pool */

@@ -85,6 +85,9 @@
 #define SKEP_LABEL_AS(name, decoder) SKEP_TAG("label=" name ":" decoder)
 #define SKEP_DECODE(decoder) SKEP_TAG("decode=" decoder)
 #define SKEP_DROP SKEP_TAG("drop=true")
+/* On a stack id of bpf_get_stackid(): the label, kstack or ustack, and the map of type STACK_TRACE. A user stack is
+ * named with the help of a member tgid or pid beside it. */
+#define SKEP_STACK(name, decoder, map) SKEP_TAG("label=" name ":" decoder) SKEP_TAG("stack=" map)
 #define SKEP_TIME SKEP_TAG("time=true") /* of a record: its bpf_ktime_get_ns() */
 
 /* ---- Types whose name says how they are shown --------------------------------

@@ -151,6 +151,7 @@ class Program:
             self._budget = collect.SeriesBudget(config.limits.series)
         self._folded_before = 0
         self._lost_before: Mapping[str, int] = {}
+        resolve = _with_stacks(plan, collection, resolve)
         # A map whose metrics keep different labels has several frames; it is read once for all.
         self._frames: dict[str, list[collect.Frame]] = {}
         for table in plan.tables:
@@ -324,6 +325,22 @@ class Stream:
             otlp=otlp,
             json=json,
         )
+
+
+def _with_stacks(plan: Plan, collection: kernel.Collection, resolve: Resolve) -> Resolve:
+    """What resolves labels of this machine and stack ids of these maps."""
+    rules = {collect.resolver_of(rule): rule for rule in plan.label_rules if rule.stack is not None}
+    if not rules:
+        return resolve
+    stacks = kernel.Stacks(collection.maps, resolve)
+
+    def resolve_or_unwind(decoder: str, value: int) -> str:
+        rule = rules.get(decoder)
+        if rule is None or rule.stack is None:
+            return resolve(decoder, value)
+        return stacks.text(rule.decoder, rule.stack.map, value, build_ids=rule.stack.build_ids)
+
+    return resolve_or_unwind
 
 
 def _rows_of(table: TablePlan, collection: kernel.Collection) -> kernel.Map | kernel.InnerRows | kernel.StorageRows:

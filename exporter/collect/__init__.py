@@ -6,7 +6,8 @@ know libbpf, sockets, or what time it is: bytes and clocks are handed in.
 """
 
 from exporter.collect.frame import Frame
+from exporter.collect.labels import resolver_of
 from exporter.collect.limits import SeriesBudget
 from exporter.collect.records import LogBatch, RecordDecoder
 
-__all__ = ["Frame", "LogBatch", "RecordDecoder", "SeriesBudget"]
+__all__ = ["Frame", "LogBatch", "RecordDecoder", "SeriesBudget", "resolver_of"]

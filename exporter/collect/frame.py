@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 
 from exporter.collect import _frame
 from exporter.collect.histogram import compile_values
-from exporter.collect.labels import ATTRIBUTE_OF_POINT, SLOW, Resolve, Value, compile_labels
+from exporter.collect.labels import ATTRIBUTE_OF_POINT, Resolve, Value, compile_labels
 from exporter.collect.limits import SeriesBudget
 from exporter.model import CellType, Instrument, Kind, Scope
 from exporter.plan.plan import TablePlan
@@ -70,19 +70,20 @@ class Frame:
         self._instruments = tuple(metric.instrument for metric in plan.metrics)
         self._shows_time = any(rule.decoder == "time" for rule in plan.labels)
         ops = compile_values(plan)
+        labels = compile_labels(
+            plan.labels,
+            plan.constant_labels,
+            size=plan.key_size,
+            subject=f"map {plan.map!r}",
+            tag=ATTRIBUTE_OF_POINT,
+            enums=enums or {},
+        )
         self._table = _frame.Table(
-            labels=compile_labels(
-                plan.labels,
-                plan.constant_labels,
-                size=plan.key_size,
-                subject=f"map {plan.map!r}",
-                tag=ATTRIBUTE_OF_POINT,
-                enums=enums or {},
-            ),
+            labels=labels,
             ops=[op.native() for op in ops],
             budget=budget.native,
             ask=resolve,
-            resolvers=SLOW,
+            resolvers=labels.resolvers,
             key_size=plan.key_size,
             value_size=plan.value_size,
             cells=max((one.first_cell + one.cells for one in self._instruments), default=0),

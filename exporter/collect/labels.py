@@ -33,7 +33,7 @@ Enums = Mapping[str, Mapping[str, int]]
 Span = tuple[int, int]
 
 SLOW = ("uid", "device", "interface", "ksym", "cgroup", "cgroup.unit", "cgroup.slice", "cgroup.container", "cgroup.pod",
-        "comm")  # fmt: skip
+        "comm", "kstack", "ustack")  # fmt: skip
 """Decoders that ask the machine, through a bounded cache; the order numbers them."""
 
 ATTRIBUTE_OF_POINT = 0x3A
@@ -48,6 +48,7 @@ _CODES = {
 } | dict.fromkeys(SLOW, 15) | {"prefix": 40}  # fmt: skip
 _SIGNED = 1
 _MAGNITUDE = 2
+_STACK = 4
 _U64 = (1 << 64) - 1
 _WIDE = {"uint", "int", "hex"}
 _PREFIX_BITS_LIMIT = 256 * 8
@@ -201,7 +202,18 @@ def label_value(
                 value = abs(value)
             return table_of(rule, enums or {}, machine).get(value & _U64, str(value))
         case _:
-            return resolve(rule.decoder, integer(data, rule, signed=False))
+            value = integer(data, rule, signed=False)
+            if rule.stack is not None:
+                value &= 0xFFFFFFFF
+                if rule.stack.process is not None:
+                    offset, size_bits = rule.stack.process
+                    value |= (int.from_bytes(data, "little") >> offset & ((1 << size_bits) - 1)) << 32
+            return resolve(resolver_of(rule), value)
+
+
+def resolver_of(rule: LabelRule) -> str:
+    """What a slow label's value is asked of: its decoder, and of a stack id the map too."""
+    return f"{rule.decoder}:{rule.stack.map}" if rule.stack is not None else rule.decoder
 
 
 def text_of(value: Value) -> str:
@@ -280,6 +292,7 @@ class Compiled:
             spans: how the label's name begins in Prometheus text, OTLP and JSON.
         table: ``(value, text)``, of each rule sorted by value.
         extra: What the caller wanted in the pool, under its names.
+        resolvers: What slow labels are asked of, by the number that the rules have for it.
     """
 
     pool: bytes
@@ -291,6 +304,7 @@ class Compiled:
     overflow_prometheus: Span
     overflow_otlp: Span
     extra: Mapping[str, Span]
+    resolvers: tuple[str, ...] = SLOW
 
 
 def _check(rule: LabelRule, size: int, subject: str) -> None:
@@ -302,6 +316,10 @@ def _check(rule: LabelRule, size: int, subject: str) -> None:
             f"{where}: {rule.size_bits} bits at bit {rule.offset_bits} do not lie inside {size} bytes; "
             "rebuild the object"
         )
+    if rule.stack is not None and rule.stack.process is not None:
+        offset, bits = rule.stack.process
+        if offset < 0 or not 1 <= bits <= 32 or offset + bits > size * 8:
+            raise PlanError(f"{where}: its process does not lie inside {size} bytes; rebuild the object")
     whole_bytes = rule.offset_bits % 8 == 0 and rule.size_bits % 8 == 0
     sizes = _SIZES.get(rule.decoder)
     if sizes is not None:
@@ -323,6 +341,15 @@ def _check(rule: LabelRule, size: int, subject: str) -> None:
         raise PlanError(
             f"{where}: decoder {rule.decoder!r} takes {expected}, found {rule.size_bits} bits; choose another"
         )
+
+
+def _more(rule: LabelRule, table_first: int, table_end: int) -> tuple[int, int]:
+    """The two numbers of a rule that mean what its decoder wants: most often its part of the table."""
+    if rule.decoder == "prefix":
+        return rule.base_bytes, 0
+    if rule.stack is not None:
+        return rule.stack.process or (0, 0)
+    return table_first, table_end - table_first
 
 
 def compile_labels(
@@ -356,6 +383,7 @@ def compile_labels(
     pool = _Pool()
     table: list[tuple[int, Span]] = []
     compiled = []
+    resolvers = list(SLOW)
     names: dict[str, str] = {}
     for name in [rule.name for rule in rules] + [name for name, _ in constants]:
         label = prometheus_label(name)
@@ -367,11 +395,15 @@ def compile_labels(
     for rule in rules:
         _check(rule, size, subject)
         flags, first = 0, len(table)
+        if rule.decoder in SLOW and resolver_of(rule) not in resolvers:
+            resolvers.append(resolver_of(rule))
         by_table = _CODES[rule.decoder] == _CODES["enum"]
         if rule.decoder == "int" or (rule.signed and (by_table or rule.decoder == "duration")):
             flags |= _SIGNED
         if rule.decoder == "errno":
             flags |= _MAGNITUDE
+        if rule.stack is not None:
+            flags |= _STACK
         if by_table:
             texts = table_of(rule, enums, machine)
             table += [(value, pool.add(texts[value].encode())) for value in sorted(texts)]
@@ -379,11 +411,10 @@ def compile_labels(
             (
                 _CODES[rule.decoder],
                 flags,
-                SLOW.index(rule.decoder) if rule.decoder in SLOW else 0,
+                resolvers.index(resolver_of(rule)) if rule.decoder in SLOW else 0,
                 rule.offset_bits,
                 rule.size_bits,
-                rule.base_bytes if rule.decoder == "prefix" else first,
-                len(table) - first,
+                *_more(rule, first, len(table)),
                 pool.add(prometheus_label(rule.name).encode() + b'="'),
                 pool.add(field(0x0A, rule.name.encode())),
                 pool.add(json.dumps(rule.name, ensure_ascii=False).encode() + b":"),
@@ -400,5 +431,6 @@ def compile_labels(
         overflow_prometheus=pool.add(prometheus_text(overflow)),
         overflow_otlp=pool.add(otlp_attributes(overflow, tag=tag)),
         extra={name: pool.add(text) for name, text in (extra or {}).items()},
+        resolvers=tuple(resolvers),
         pool=bytes(pool.data),
     )

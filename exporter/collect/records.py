@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from exporter.collect import _frame
 from exporter.collect.labels import (
     ATTRIBUTE_OF_LOG,
-    SLOW,
     Resolve,
     Value,
     compile_labels,
@@ -103,7 +102,7 @@ class RecordDecoder:
         self._stream = _frame.Stream(
             labels=labels,
             ask=resolve,
-            resolvers=SLOW,
+            resolvers=labels.resolvers,
             record_size=plan.record_size,
             time=(plan.time.offset_bits, plan.time.size_bits) if plan.time is not None else None,
             severity=labels.extra["severity"],

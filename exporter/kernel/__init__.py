@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from .inner import InnerRows
     from .maps import Batch, Map
     from .rings import RingReader
+    from .stacks import Stacks
     from .storage import StorageRows
 
 _HOMES = {
@@ -55,6 +56,7 @@ _HOMES = {
     "Program": "collection",
     "ProgramRequest": "collection",
     "RingReader": "rings",
+    "Stacks": "stacks",
     "StorageRows": "storage",
     "libbpf_version": "features",
     "load": "collection",
@@ -76,6 +78,7 @@ __all__ = [
     "Program",
     "ProgramRequest",
     "RingReader",
+    "Stacks",
     "StorageRows",
     "libbpf_version",
     "load",

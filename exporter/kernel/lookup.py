@@ -1,6 +1,6 @@
 """What numbers of the kernel are called on this machine, now.
 
-Users, block devices, network interfaces, kernel symbols and cgroups. Answers are
+Users, block devices, network interfaces, symbols, processes and cgroups. Answers are
 kept in a bounded cache that drops what was used least recently; those that may
 change, and the answer that there is none, expire. A number without a name is
 shown as a number where that says something (``8:17``, ``1001``, ``0xffff…``),
@@ -26,6 +26,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
+from .usersymbols import UserSymbols
+
 _log = logging.getLogger(__name__)
 
 _CACHED = 8192
@@ -49,6 +51,7 @@ class Lookup:
         self._proc, self._sys = Path(proc), Path(sys)
         self._recent = _Recent(_CACHED, clock)
         self._symbols = KernelSymbols(Path(proc), clock)
+        self._user_symbols = UserSymbols(Path(proc), clock)
         self._cgroups = Cgroups(Path(proc), clock)
         self._lock = threading.Lock()
 
@@ -57,8 +60,8 @@ class Lookup:
 
         Args:
             decoder: ``uid``, ``device``, ``interface``, ``ksym``, ``cgroup``, ``cgroup.unit``,
-                ``cgroup.slice``, ``cgroup.container``, ``cgroup.pod`` or ``comm``.
-            value: As the kernel has it, unsigned.
+                ``cgroup.slice``, ``cgroup.container``, ``cgroup.pod``, ``comm`` or ``usym``.
+            value: As the kernel has it, unsigned; of ``usym`` an address, and above its 64 bits the process's number.
         """
         with self._lock:
             kind, _, part = decoder.partition(".")
@@ -83,6 +86,8 @@ class Lookup:
                 return interface_name(value), _CHANGING_S
             case "comm":
                 return process_name(self._proc, value), _CHANGING_S
+            case "usym":
+                return self._user_symbols.name(value >> 64, value & 0xFFFFFFFFFFFFFFFF), _CHANGING_S
             case "ksym":
                 return self._symbols.name(value), _CHANGING_S
             case "cgroup":

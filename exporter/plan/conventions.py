@@ -64,7 +64,7 @@ _INTEGER_DECODERS = frozenset(
         "ksym",
         "port",
     }
-    | {"cgroup", "cgroup.unit", "cgroup.slice", "cgroup.container", "cgroup.pod", "comm"}
+    | {"cgroup", "cgroup.unit", "cgroup.slice", "cgroup.container", "cgroup.pod", "comm", "kstack", "ustack"}
 )
 _SIZES = {"ipv4": (32,), "ipv6": (128,), "ip": (32, 128), "port_be": (16,)}
 _TEXT_LIMIT_BITS = 4096 * 8
@@ -181,10 +181,26 @@ _MAP_KEYS = frozenset(
         "label",
         "decode",
         "drop",
+        "stack",
     }
 )
 _MEMBER_KEYS = frozenset(
-    {"label", "decode", "drop", "slot", "time", "kind", "name", "unit", "scale", "help", "slots", "sum", "enabled"}
+    {
+        "label",
+        "decode",
+        "drop",
+        "slot",
+        "time",
+        "kind",
+        "name",
+        "unit",
+        "scale",
+        "help",
+        "slots",
+        "sum",
+        "enabled",
+        "stack",
+    }
 )
 
 
@@ -238,6 +254,7 @@ def _read_tags(owner: str, tags: Sequence[str], allowed: Iterable[str], problems
             drop=reader.flag("drop"),
             slot=reader.flag("slot"),
             time=reader.flag("time"),
+            stack=reader.take("stack", line),
         ),
         EventDeclaration(
             name=metric_name,

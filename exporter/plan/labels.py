@@ -5,19 +5,20 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field, replace
 
-from exporter.bpf import Field, FieldKind, Layout
+from exporter.bpf import Field, FieldKind, Layout, MapType
 from exporter.model import prometheus_label
 
 from .context import BY_CGROUP, MapContext, described, listed
 from .conventions import decoder_mismatch, enum_texts, infer_decoder, is_padding, kernel_enum, member_tags
 from .metadata import LabelDeclaration, over
-from .plan import LabelRule, ValueRule
+from .plan import LabelRule, StackSource, ValueRule
 
 LABEL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,127}")
 _SLOT_NAMES = ("slot", "bucket")
 _SCALAR_NAMES = {"key": "key", "record": "value"}
 """What a key or record that is no struct is called."""
 _LENGTH_BYTES = 4
+_STACK_BUILD_ID = 1 << 5  # BPF_F_STACK_BUILD_ID
 
 
 @dataclass(slots=True)
@@ -184,7 +185,31 @@ class LabelReader:
             if mismatch:
                 self._problem(f"{self.part} member {shown!r} is {mismatch}; change its decoder or its type")
                 return
-            self.rules_made.append(_label_rule(name, decoder, member))
+            rule = _label_rule(name, decoder, member)
+            if decoder in ("kstack", "ustack"):
+                rule = replace(rule, stack=self._stack(declared.stack, decoder, shown))
+            self.rules_made.append(rule)
+
+    def _stack(self, named: str | None, decoder: str, shown: str) -> StackSource | None:
+        """Where the stacks of an id are: in the map that is named, else in the only one there is."""
+        known = {spec.name: spec for spec in self.map.object.maps if spec.type is MapType.STACK_TRACE}
+        name = named or (next(iter(known)) if len(known) == 1 else "")
+        if name not in known:
+            found = f"stack {name!r} is no map" if name else f"nothing says which of {len(known)} maps"
+            self._problem(
+                f"{self.part} member {shown!r}: {found} of type STACK_TRACE; the object has {listed(known)}, "
+                "name one with stack="
+            )
+            return None
+        leaves = [leaf for leaf in self.layout.leaves() if leaf.kind in (FieldKind.UINT, FieldKind.INT)]
+        by_name = {leaf.name.rpartition(".")[2]: leaf for leaf in reversed(leaves) if leaf.size_bits <= 32}
+        process = by_name.get("tgid") or by_name.get("pid")
+        if decoder == "ustack" and process is None:
+            self.map.note(
+                f"{self.part} member {shown!r} is shown as addresses: no member tgid or pid says whose they are"
+            )
+        place = (process.offset_bits, process.size_bits) if process and decoder == "ustack" else None
+        return StackSource(name, place, bool(known[name].flags & _STACK_BUILD_ID))
 
     def _last_member_as_slot(self) -> None:
         """By convention the last member is the slot when it is called so; it is then no label."""

@@ -336,7 +336,11 @@ class _MapPlanner:
 
 def _moved(rule: LabelRule, before_bytes: int) -> LabelRule:
     """A rule of a key that others were put before."""
-    return replace(rule, offset_bits=rule.offset_bits + 8 * before_bytes, base_bytes=rule.base_bytes + before_bytes)
+    stack = rule.stack
+    if stack is not None and stack.process is not None:
+        stack = replace(stack, process=(stack.process[0] + 8 * before_bytes, stack.process[1]))
+    offset_bits, base_bytes = rule.offset_bits + 8 * before_bytes, rule.base_bytes + before_bytes
+    return replace(rule, offset_bits=offset_bits, base_bytes=base_bytes, stack=stack)
 
 
 def _with_slot_moved(metric: Metric, before_bytes: int) -> Metric:

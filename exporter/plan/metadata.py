@@ -62,6 +62,7 @@ class LabelDeclaration:
 
     Attributes:
         labels: ``(label name, decoder or "")``; several labels may come from one member.
+        stack: The map that its stack id is of.
     """
 
     labels: tuple[tuple[str, str], ...] | None = None
@@ -69,6 +70,7 @@ class LabelDeclaration:
     drop: bool | None = None
     slot: bool | None = None
     time: bool | None = None
+    stack: str | None = None
 
     @property
     def whole(self) -> bool:
@@ -244,7 +246,7 @@ class _Reader:
         return {member: self.label(f"{path}.{member}", entry) for member, entry in self.mapping(path, body).items()}
 
     def label(self, path: str, body: object) -> LabelDeclaration:
-        parts = self.mapping(path, body, ("name", "decode", "drop", "slot", "labels"))
+        parts = self.mapping(path, body, ("name", "decode", "drop", "slot", "labels", "stack"))
         name = self.take(parts, path, "name", line)
         several = self.mapping(f"{path}.labels", parts.get("labels"))
         if several and (name is not None or "decode" in parts):
@@ -257,6 +259,7 @@ class _Reader:
             decode=self.take(parts, path, "decode", decoder),
             drop=self.flag(parts, path, "drop"),
             slot=self.flag(parts, path, "slot"),
+            stack=self.take(parts, path, "stack", line),
         )
 
     def mapping(self, path: str, body: object, keys: Sequence[str] = ()) -> dict[str, object]:

@@ -16,7 +16,7 @@ DECODERS: frozenset[str] = frozenset(
         "uint", "int", "bool", "float", "hex", "string", "bytes", "enum", "ipv4", "ipv6", "ip", "port", "port_be",
         "duration", "time", "errno", "syscall", "signal", "uid", "device", "interface", "ksym",
         "cgroup", "cgroup.unit", "cgroup.slice", "cgroup.container", "cgroup.pod", "prefix",
-        "comm",
+        "comm", "kstack", "ustack",
     }
 )  # fmt: skip
 """Names of label decoders.
@@ -24,8 +24,23 @@ DECODERS: frozenset[str] = frozenset(
 ``duration`` gives seconds from ns, ``time`` RFC 3339 from ``bpf_ktime_get_ns``,
 ``port_be`` swaps network order, ``ip`` is 4 or 16 bytes, ``device`` a kernel
 ``dev_t`` (major << 20 | minor), ``prefix`` is a part of a trie's key,
-``comm`` the name of the process with that number. An empty result means: no such label.
+``comm`` the name of the process with that number,
+``kstack`` and ``ustack`` are ids of a stack map. An empty result means: no such label.
 """
+
+
+@dataclass(frozen=True, slots=True)
+class StackSource:
+    """The map of type STACK_TRACE that a stack id is of.
+
+    Attributes:
+        process: Offset and size in bits of the number of the process whose stack it is, or None.
+        build_ids: The map keeps build ids and offsets instead of addresses.
+    """
+
+    map: str
+    process: tuple[int, int] | None = None
+    build_ids: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +56,7 @@ class LabelRule:
         enum_name: The kernel enum to ask for its values at load, or ``""``.
         enumerators: ``(C enumerator, text)`` of that enum: where the running kernel gives an enumerator another
             value than ``values`` has, the kernel's value gets the text.
+        stack: ``kstack`` and ``ustack``: where the stacks are.
         base_bytes: ``prefix``: where the trie's key begins, with the 32 bits of its prefix length.
     """
 
@@ -53,6 +69,7 @@ class LabelRule:
     enum_name: str = ""
     enumerators: tuple[tuple[str, str], ...] = ()
     base_bytes: int = 0
+    stack: StackSource | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,10 +284,20 @@ class Plan:
 
     @property
     def read_maps(self) -> tuple[str, ...]:
-        """The maps whose descriptors are needed: of tables, of rings, and of counts of lost events."""
+        """The maps whose descriptors are needed: of tables, of rings, of counts of lost events, and of stacks."""
         names = [table.read_map for table in self.tables] + [stream.map for stream in self.streams]
         names += [stream.lost_map for stream in self.streams if stream.lost_map]
+        names += [rule.stack.map for rule in self.label_rules if rule.stack]
         return tuple(dict.fromkeys(names))
+
+    @property
+    def label_rules(self) -> tuple[LabelRule, ...]:
+        """The labels of all tables and streams."""
+        return tuple(
+            rule
+            for rules in [*(t.labels for t in self.tables), *(s.attributes for s in self.streams)]
+            for rule in rules
+        )
 
     @property
     def enums(self) -> tuple[str, ...]:

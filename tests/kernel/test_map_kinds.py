@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import platform
 import random
+import re
 import socket
 import struct
 import threading
@@ -427,3 +429,47 @@ def test_old_cgroup_storage_is_read_by_path(running: Running, own_cgroup: Path) 
     for name in ("ebpf_sockets_total", "ebpf_on_cpus_total"):
         ((labels, value),) = named(samples, name).items()
         assert (dict(labels)["cgroup"], value) == (f"/{own_cgroup.name}", 3)
+
+
+# Stacks.
+
+
+def test_stacks_are_labels_with_names_of_both_worlds(running: Running) -> None:
+    """The innermost function last; a map of build ids names files by them."""
+    program = running("stacks")
+    make_calls(9)
+    found = named(scrape(program), "ebpf_calls_total")
+    assert sum(found.values()) == 9
+    labels = dict(max(found, key=lambda one: found[one]))
+    assert set(labels) == {"kernel", "user", "built"}
+    assert re.search(r"getpgid(@.*)?$", labels["user"]), labels
+    assert "do_syscall_64" in labels["kernel"].split(";") or platform.machine() != "x86_64"
+    assert re.search(r"(^|;)[0-9a-f]{40}\+0x[0-9a-f]+$", labels["built"]), labels
+
+
+def test_counts_are_kept_when_a_stack_is_gone_or_its_id_is_used_again(running: Running) -> None:
+    """The series keeps the stack it was first seen with."""
+    program = running("stacks")
+    make_calls(3)
+    before = named(scrape(program), "ebpf_calls_total")
+    for name in ("stacks", "by_build_id"):
+        source = program.collection.maps[name]
+        for batch in source.batches():
+            for i in range(batch.count):
+                delete(source.fd, bytes(batch.keys[4 * i : 4 * i + 4]))
+    make_calls(2)
+    after = named(scrape(program), "ebpf_calls_total")
+    assert sum(after.values()) == 5
+    assert set(before) <= set(after)
+
+
+def test_row_whose_stack_is_gone_says_so(running: Running) -> None:
+    """Its count is shown all the same; an id that is an error has no stack, or lost it."""
+    program = running("stacks")
+    rows = program.collection.maps["counter_calls"]
+    for number, (kernel, user) in enumerate([(1000, -14), (-17, 1001)], 1):
+        update(rows.fd, struct.pack("=Iiii", 1, kernel, user, -14), struct.pack("=Q", number))
+    assert named(scrape(program), "ebpf_calls_total") == {
+        frozenset({("kernel", "[gone]")}): 1,
+        frozenset({("kernel", "[lost]"), ("user", "[gone]")}): 2,
+    }

@@ -22,7 +22,7 @@ from exporter.collect.labels import (
     prometheus_text,
     text_of,
 )
-from exporter.plan.plan import DECODERS, LabelRule
+from exporter.plan.plan import DECODERS, LabelRule, StackSource
 from tests.support.frame_model import SCOPE, START, table
 
 OFFSET_NS = 1_700_000_000_000_000_000
@@ -192,6 +192,21 @@ def test_decoder_shows(decoder: str, key: bytes, signed: bool, value: Value) -> 
     rule = LabelRule("a", decoder, 0, len(key) * 8, signed=signed)
     assert value_of(rule, key) == value
     assert native([rule], key)[0] == prometheus_text([("a", value)])
+
+
+@pytest.mark.parametrize("process", [None, (32, 32), (70, 13)])
+@pytest.mark.parametrize("size_bits", [32, 64])
+def test_stack_id_is_asked_with_its_map_and_its_process(process: tuple[int, int] | None, size_bits: int) -> None:
+    """32 bits of id, whatever it is kept in, and above them whose stack it is."""
+    key = bytes(range(200, 228))
+    rule = LabelRule("s", "ustack", 96, size_bits, stack=StackSource("traces", process))
+    number = int.from_bytes(key, "little")
+    owner = number >> process[0] & (1 << process[1]) - 1 if process else 0
+    asked = owner << 32 | number >> 96 & 0xFFFFFFFF
+    assert value_of(rule, key) == f"ustack:traces«{asked}»"
+    twice = [rule, LabelRule("t", "ustack", 96, 32, stack=StackSource("others")), LabelRule("u", "uid", 0, 32)]
+    pairs = [(one.name, value_of(one, key)) for one in twice]
+    assert native(twice, key) == (prometheus_text(pairs), otlp_attributes(pairs, tag=ATTRIBUTE_OF_POINT))
 
 
 @pytest.mark.parametrize(
