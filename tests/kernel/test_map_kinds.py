@@ -372,7 +372,7 @@ def test_inner_maps_without_the_capability_are_an_error_with_the_remedy(
 # Local storage.
 
 
-@pytest.mark.skipif(probe().version < (5, 12), reason="bpf_task_storage_get in tracing programs: Linux 5.12")
+@pytest.mark.skipif(probe().version < (5, 12), reason="no task storage in tracing programs (first in 5.12)")
 def test_task_storage_is_read_by_process(running: Running) -> None:
     """With number and name as labels; what ended has no row, and its count stays."""
     program = running("storage")
@@ -385,7 +385,7 @@ def test_task_storage_is_read_by_process(running: Running) -> None:
     assert len(named(samples, "ebpf_by_task_total")) == 1
 
 
-@pytest.mark.skipif(probe().version < (6, 9), reason="descriptors of single threads: Linux 6.9")
+@pytest.mark.skipif(probe().version < (6, 9), reason="no descriptors of single threads (first in 6.9)")
 def test_task_storage_of_threads_is_summed_by_process(running: Running) -> None:
     """A thread that ends takes its row along, and not its count."""
     program = running("storage")
@@ -407,7 +407,7 @@ def test_task_storage_of_threads_is_summed_by_process(running: Running) -> None:
     assert sum(named(scrape(program), "ebpf_by_task_total").values()) == 16
 
 
-@pytest.mark.skipif(probe().version < (6, 2), reason="BPF_MAP_TYPE_CGRP_STORAGE: Linux 6.2")
+@pytest.mark.skipif(probe().version < (6, 2), reason="no storage of cgroups by descriptor (first in 6.2)")
 def test_cgroup_storage_is_read_by_path(running: Running, own_cgroup: Path) -> None:
     """Of every cgroup that has a row, whoever is in it."""
     program = running("storage_cgroup")

@@ -154,7 +154,8 @@ def test_own_symbol_table_is_preferred_and_a_stripped_file_gives_offsets(tmp_pat
     """A static function is in the former only."""
     source = tmp_path / "a.c"
     source.write_text(
-        "static __attribute__((noinline)) int hidden(int x) { return x * 3; } int main(int c, char **v) { return hidden(c); }"
+        "static __attribute__((noinline)) int hidden(int x) { return x * 3; }\n"
+        "int main(int c, char **v) { return hidden(c); }\n"
     )
     subprocess.run(["cc", "-O1", "-o", tmp_path / "a", source], check=True)
     inode = (tmp_path / "a").stat().st_ino
