@@ -23,7 +23,7 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.bench import case, programs, rows
+from tests.bench import case, kernel_side, programs, rows
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build"
@@ -185,6 +185,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="tests.bench", description="Measure skep.")
     parser.add_argument("--sizes", type=int, nargs="*", default=[1_000, 10_000, 100_000], help="series")
     parser.add_argument("--programs", action=argparse.BooleanOptionalAction, default=True, help="time per event")
+    parser.add_argument("--kernel", action=argparse.BooleanOptionalAction, default=True, help="look-ups and loading")
     parser.add_argument("--seconds", type=float, default=3.0, help="of work for each image")
     options = parser.parse_args()
     figures: list[Figure] = []
@@ -194,12 +195,15 @@ def main() -> int:
         for figure in scrapes(count, library):
             figures.append(figure)
             print(shown(figure), flush=True)
+    if options.kernel:
+        figures += (made := kernel_side.figures(library))
+        print(*map(shown, made), sep="\n", flush=True)
     if options.programs:
         for figure in events(options.seconds):
             figures.append(figure)
             print(shown(figure), flush=True)
     (BUILD / "bench.json").write_text(json.dumps([asdict(figure) for figure in figures], indent=1) + "\n")
-    print(*verdicts(figures), sep="\n")
+    print(*verdicts(figures), *kernel_side.verdicts(figures), sep="\n")
     return 0
 
 
