@@ -238,8 +238,9 @@ def test_deleted_prefix_is_never_shown_with_the_value_of_a_shorter_one(running: 
     thread.start()
     reads = 0
     try:
-        end = time.monotonic() + 1.5
-        while time.monotonic() < end:
+        begin = time.monotonic()
+        # An emulated processor needs its time.
+        while time.monotonic() < begin + 1.5 or ((reads <= 10 or churned <= 1000) and time.monotonic() < begin + 60):
             reads += 1
             found = rows_of_trie(source.fd, chunk_rows=16, walk=walk)
             shown = dict(found)
@@ -287,7 +288,7 @@ def open_descriptors() -> int:
 
 
 def test_rows_of_inner_maps_have_the_outer_keys_labels_too(running: Running) -> None:
-    """Hashes in a hash, per-CPU arrays in an array, and a histogram in tries; empty places have no rows."""
+    """Hashes in a hash, and per-CPU arrays in an array; empty places have no rows."""
     program = running("inner")
     put(program, 7, b"db", {1: 10})
     put(program, 7, b"web", {1: 20, 2: 30})
@@ -306,16 +307,14 @@ def test_rows_of_inner_maps_have_the_outer_keys_labels_too(running: Running) -> 
 def test_trie_inside_a_hash_shows_its_prefixes(running: Running) -> None:
     """The prefix length lies behind the outer key."""
     program = running("inner")
-    nets = program.collection.maps["hist_nets"]
-    fd = bpf(0, struct.pack("=IIIII", 11, 8, 28 * 8, 16, 1))
+    nets = program.collection.maps["counter_nets"]
+    fd = bpf(0, struct.pack("=IIIII", 11, 8, 8, 16, 1))
     try:
-        update(fd, struct.pack("=I4B", 24, 192, 0, 2, 9), struct.pack("=28Q", *[2] * 27, 5_000_000_000))
+        update(fd, struct.pack("=I4B", 24, 192, 0, 2, 9), struct.pack("=Q", 54))
         update(nets.fd, struct.pack("=Q", 77), struct.pack("=I", fd))
     finally:
         os.close(fd)
-    samples = scrape(program)
-    assert one(samples, "ebpf_nets_seconds_count", outer="77", pad="192.0.2.0/24") == 54
-    assert one(samples, "ebpf_nets_seconds_sum", outer="77", pad="192.0.2.0/24") == 5
+    assert one(scrape(program), "ebpf_nets_total", outer="77", pad="192.0.2.0/24") == 54
 
 
 def test_map_that_takes_anothers_place_adds_to_its_series(running: Running) -> None:

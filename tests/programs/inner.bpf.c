@@ -48,7 +48,7 @@ struct trie {
 	__uint(max_entries, 16);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct operation);
-	__type(value, struct skep_latency);
+	__type(value, __u64);
 } nets SEC(".maps");
 
 struct {
@@ -56,7 +56,7 @@ struct {
 	__uint(max_entries, 8);
 	__type(key, __u64);
 	__array(values, struct trie);
-} hist_nets SEC(".maps") SKEP_UNIT("s");
+} counter_nets SEC(".maps");
 
 SEC("raw_tp/sys_enter")
 int on_syscall(struct bpf_raw_tracepoint_args *ctx)
