@@ -3,7 +3,8 @@
 The kernel lists neither: a row is found by a descriptor of its task or cgroup. So all
 tasks below ``/proc``, or all directories of the cgroup2 hierarchy, are opened and
 asked, in native code: about 9 us a thread and 16 us a cgroup of the host, whether it
-has a row or not (measured with 500 and 300 of them on a busy machine). Threads other than the first of their process can be opened since Linux 6.9.
+has a row or not (measured with 500 and 300 of them on a busy machine). Threads other
+than the first of their process can be opened since Linux 6.9.
 """
 
 from __future__ import annotations
