@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 import shutil
 import subprocess
@@ -34,6 +33,7 @@ from tests.support.dashboards import (
     substituted,
     targets,
 )
+from tests.support.generators import load_generator
 from tests.support.plans import instruments, plan_of
 from tests.support.promql import Selector, selectors
 
@@ -45,13 +45,7 @@ needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="ne
 @pytest.fixture(scope="module")
 def generator() -> ModuleType:
     """The program that writes the files."""
-    spec = importlib.util.spec_from_file_location(
-        "generate_dashboards", ROOT / "packaging" / "generate" / "dashboards.py"
-    )
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_generator("dashboards")
 
 
 @pytest.fixture(scope="module")
