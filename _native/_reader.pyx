@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rows and records out of the kernel without a Python object per row; see ``rows.h`` and ``ring.h``.
 
+What a program has used, and the switch that makes the kernel measure it, are at the end.
+
 Descriptors are borrowed: who opened them closes them, and keeps them open while
 a call is inside.
 """
@@ -26,6 +28,58 @@ cdef extern from "ring.h" nogil:
     uint64_t skep_ring_used(const skep_ring *ring)
     int64_t skep_ring_measure(const skep_ring *ring, uint64_t limit, uint64_t *end)
     void skep_ring_take(skep_ring *ring, uint64_t end, uint8_t *out)
+
+cdef extern from *:
+    """
+    #include <errno.h>
+    #include <linux/bpf.h>
+    #include <stddef.h>
+    #include <string.h>
+    #include <sys/syscall.h>
+    #include <unistd.h>
+
+    static long skep_bpf(int command, union bpf_attr *attr)
+    {
+        long result = syscall(__NR_bpf, command, attr, sizeof(*attr));
+
+        return result < 0 ? -errno : result;
+    }
+
+    static int skep_program_usage(int fd, unsigned long *time_ns, unsigned long *runs,
+                                  unsigned long *misses, int *has_misses)
+    {
+        struct bpf_prog_info info;
+        union bpf_attr attr;
+        long error;
+
+        /* Zeroed: what is asked for besides the numbers (instructions, maps) is asked for by non-zero lengths. */
+        memset(&info, 0, sizeof(info));
+        memset(&attr, 0, sizeof(attr));
+        attr.info.bpf_fd = fd;
+        attr.info.info_len = sizeof(info);
+        attr.info.info = (unsigned long long)(unsigned long)&info;
+        error = skep_bpf(BPF_OBJ_GET_INFO_BY_FD, &attr);
+        if (error < 0)
+            return error;
+        *time_ns = info.run_time_ns;
+        *runs = info.run_cnt;
+        *misses = info.recursion_misses;
+        /* The kernel says how much of the structure it knows; this field is since 5.12. */
+        *has_misses = attr.info.info_len >= offsetof(struct bpf_prog_info, recursion_misses) + 8;
+        return 0;
+    }
+
+    static int skep_enable_run_statistics(void)
+    {
+        union bpf_attr attr;
+
+        memset(&attr, 0, sizeof(attr));
+        attr.enable_stats.type = BPF_STATS_RUN_TIME;
+        return skep_bpf(BPF_ENABLE_STATS, &attr);
+    }
+    """
+    int skep_program_usage(int fd, uint64_t *time_ns, uint64_t *runs, uint64_t *misses, int *has_misses) nogil
+    int skep_enable_run_statistics() nogil
 
 ENOTSUPP = SKEP_ENOTSUPP
 
@@ -220,3 +274,27 @@ cdef class Ring:
         with nogil:
             skep_ring_take(&self.ring, end, out)
         return records
+
+
+def program_usage(int fd):
+    """What the kernel counted of a program: ``(time_ns, runs, misses)``.
+
+    The first two grow only while the kernel measures. ``misses``: runs left out because the program was running
+    on that CPU already; None where the kernel does not count them.
+    """
+    cdef uint64_t time_ns = 0, runs = 0, misses = 0
+    cdef int has_misses = 0
+    cdef int error
+    with nogil:
+        error = skep_program_usage(fd, &time_ns, &runs, &misses, &has_misses)
+    if error:
+        raise _refusal(error, "reading what a program used")
+    return time_ns, runs, misses if has_misses else None
+
+
+def enable_run_statistics():
+    """Have the kernel measure every program for as long as the descriptor that is returned is open."""
+    cdef int fd = skep_enable_run_statistics()
+    if fd < 0:
+        raise _refusal(fd, "enabling BPF statistics")
+    return fd

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING
 
 from exporter import kernel
 from exporter.config import AgentConfig, settings_from_environment
-from exporter.errors import ExportError, ImageError, PlanError, Problems, SkepError
+from exporter.errors import ExportError, ImageError, KernelError, PlanError, Problems, SkepError
 from exporter.export import prometheus
 from exporter.export.prometheus import Exposition
 from exporter.export.server import Handlers, MetricsServer, Scrape, UnknownCollectorError
@@ -169,6 +169,7 @@ class Agent:
             web_config=options.web_config,
             descriptors=[fd for _, fd in self.sockets] if options.systemd_socket else None,
         )
+        self._statistics: kernel.RunStatistics | None = None
         self._status: StatusServer | None = None
         if options.status_socket is not None:
             try:
@@ -225,6 +226,7 @@ class Agent:
             log.warn("no images are configured; add some under images")
         for warning in settings_from_environment(os.environ).warnings:
             log.warn("an OTEL_ variable has no effect", reason=warning)
+        self._measure_runs(self.config.telemetry.bpf_stats)
         self._kept.keep_only({image.name for image in self.images})
         self._rates.sample(self._ledger.counts())
         self._outlets.start(self._first_outlets)
@@ -321,6 +323,7 @@ class Agent:
         around = replace(self._around, registries=config.registries, retry=config.retry)
 
         self.config, self.resource, self._around = config, resource, around
+        self._measure_runs(config.telemetry.bpf_stats)
         self._outlets.start(outlets)
         wanted = {image.name: image for image in config.images if image.enabled}
         with self._due:
@@ -336,6 +339,19 @@ class Agent:
         self._spawn_bring_ups()
         with self._due:
             self._due.notify_all()
+
+    def _measure_runs(self, wanted: bool) -> None:
+        """Have the kernel measure programs, or no longer; what cannot be is told and not needed."""
+        statistics = self._statistics
+        if not wanted:
+            self._statistics = None
+            if statistics is not None:
+                statistics.close()
+        elif statistics is None:
+            try:
+                self._statistics = kernel.RunStatistics()
+            except KernelError as error:
+                log.warn("runs of programs are not measured, as telemetry.bpf_stats would have it", reason=error)
 
     def _retire(self, image: Image) -> None:
         """Stop an image that is no longer configured; one that is being brought up is stopped by who does that."""
@@ -514,6 +530,10 @@ class Agent:
     def image_statuses(self) -> Sequence[ImageStatus]:
         """Every image in the order of the configuration."""
         return [image.status() for image in self.images]
+
+    def runs_measured(self) -> bool:
+        """Whether the kernel counts runs of programs and their time."""
+        return self._statistics is not None
 
     def stream_counts(self) -> Sequence[StreamCounts]:
         """Every stream's account at one instant."""

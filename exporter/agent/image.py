@@ -477,6 +477,7 @@ class Image:
             format=program.bundle.format,
             pull_failures=dict(self._pull_failures),
             attached=program.attached,
+            usage=program.usage,
             series=program.series,
             folded=program.folded,
             map_entries=dict(program.map_entries),

@@ -150,6 +150,7 @@ class Program:
             self._budget = collect.SeriesBudget(config.limits.series)
         self._folded_before = 0
         self._lost_before: Mapping[str, int] = {}
+        self._usage_before: Mapping[str, kernel.ProgramUsage] = {}
         # A map whose metrics keep different labels has several frames; it is read once for all.
         self._frames: dict[str, list[collect.Frame]] = {}
         for table in plan.tables:
@@ -171,6 +172,18 @@ class Program:
     def attached(self) -> dict[str, bool]:
         """Each program and whether it is attached."""
         return {program.name: program.attached for program in self.collection.programs}
+
+    @property
+    def usage(self) -> dict[str, kernel.ProgramUsage]:
+        """What each program has used, together with those of its name that it succeeded."""
+        now = self.collection.usage()
+        none = kernel.ProgramUsage()
+        names = [program.name for program in self.collection.programs]
+        return {
+            name: now.get(name, none) + self._usage_before.get(name, none)
+            for name in names
+            if name in now or name in self._usage_before
+        }
 
     @property
     def not_attached(self) -> str:
@@ -260,6 +273,7 @@ class Program:
         old._frames = {}
         self._folded_before = folded
         self._lost_before = dict(old.lost)
+        self._usage_before = old.usage
         return carried
 
     def _enums_like(self, old: Program, table: TablePlan) -> bool:

@@ -17,6 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from exporter.export.prometheus import Exposition, registry_text
+from exporter.kernel import ProgramUsage
 from exporter.resources import version
 
 STATES = ("pulling", "loading", "running", "degraded", "stale", "failed")
@@ -44,6 +45,7 @@ class ImageStatus:
 
     Attributes:
         attached: Each program and whether it is attached.
+        usage: What each program has used since the image runs, over its upgrades.
         map_entries: Map name to rows seen by the last read and rows it can hold.
         lost: Stream to records its program could not put into the ring.
         ring_fill: Stream to the highest share of its ring seen filled, 0 to 1.
@@ -59,6 +61,7 @@ class ImageStatus:
     format: str = ""
     pull_failures: Mapping[str, int] = field(default_factory=dict)
     attached: Mapping[str, bool] = field(default_factory=dict)
+    usage: Mapping[str, ProgramUsage] = field(default_factory=dict)
     series: int = 0
     folded: int = 0
     map_entries: Mapping[str, tuple[int, int]] = field(default_factory=dict)
@@ -72,6 +75,9 @@ class Source(Protocol):
     """Where the numbers come from: the agent."""
 
     def image_statuses(self) -> Sequence[ImageStatus]: ...
+    def runs_measured(self) -> bool:
+        """Whether the kernel counts runs of programs and their time."""
+
     def stream_counts(self) -> Sequence[StreamCounts]: ...
     def otlp_items(self) -> Mapping[tuple[str, str], int]:
         """Items by signal (metrics, logs) and outcome (accepted, rejected, failed)."""
@@ -104,7 +110,9 @@ class OwnMetrics(Collector):
         """Give every family (prometheus-client calls this)."""
         python = ".".join(map(str, sys.version_info[:3]))
         yield _gauge("skep_build_info", "Version of the agent.", ("version", "python"), [((VERSION, python), 1)])
-        yield from self._images(self._source.image_statuses())
+        images = self._source.image_statuses()
+        yield from self._images(images)
+        yield from self._programs(images, runs=self._source.runs_measured())
         yield from self._events(self._source.stream_counts())
         yield _counter(
             "skep_otlp_items",
@@ -153,12 +161,6 @@ class OwnMetrics(Collector):
             [((i.name, code), count) for i in images for code, count in i.pull_failures.items()],
         )
         yield _gauge(
-            "skep_program_attached",
-            "Whether the program is attached.",
-            ("image", "program"),
-            [((i.name, program), int(on)) for i in images for program, on in i.attached.items()],
-        )
-        yield _gauge(
             "skep_metric_series", "Live series of the image.", ("image",), [((i.name,), i.series) for i in images]
         )
         yield _counter(
@@ -199,6 +201,36 @@ class OwnMetrics(Collector):
             ("collector",),
             [((i.name,), int(i.scrape_ok)) for i in images],
         )
+
+    @staticmethod
+    def _programs(images: Sequence[ImageStatus], *, runs: bool) -> Iterable[Metric]:
+        labels = ("image", "program")
+        yield _gauge(
+            "skep_program_attached",
+            "Whether the program is attached.",
+            labels,
+            [((i.name, program), int(on)) for i in images for program, on in i.attached.items()],
+        )
+        used = [((i.name, program), usage) for i in images for program, usage in i.usage.items()]
+        yield _counter(
+            "skep_program_recursion_misses",
+            "Runs the kernel left out because the program was running on that CPU already (bpf_prog_info).",
+            labels,
+            [(key, usage.recursion_misses) for key, usage in used if usage.recursion_misses is not None],
+        )
+        if runs:
+            yield _counter(
+                "skep_program_runs",
+                "Runs of the program while the kernel measured them (bpf_prog_info).",
+                labels,
+                [(key, usage.runs) for key, usage in used],
+            )
+            yield _counter(
+                "skep_program_run_seconds",
+                "Time on CPUs that these runs took (bpf_prog_info).",
+                labels,
+                [(key, usage.time_ns / 1e9) for key, usage in used],
+            )
 
     @staticmethod
     def _events(streams: Sequence[StreamCounts]) -> Iterable[Metric]:

@@ -275,6 +275,20 @@ AGENT = Object(
             ),
             "Where images are kept.",
         ),
+        "telemetry": Key(
+            Object(
+                {
+                    "bpf_stats": Key(
+                        Bool(),
+                        "Have the kernel measure how often programs run and for how long. It then reads the clock "
+                        "twice for each run of any BPF program on the host, others' too. Needs CAP_SYS_ADMIN, or the "
+                        "sysctl kernel.bpf_stats_enabled=1.",
+                        "false",
+                    ),
+                }
+            ),
+            "What the agent tells about itself that costs something.",
+        ),
     }
 )
 

@@ -28,6 +28,7 @@ from .types import (
     RegistryConfig,
     RetryConfig,
     StoreConfig,
+    TelemetryConfig,
 )
 
 NameOf = Callable[[str], str]
@@ -273,6 +274,7 @@ def _build(
         otlp=make_otlp_config(values.get("otlp", {}), environment),
         json_events=JsonEventsConfig(**values.get("events", {}).get("json", {})),
         store=StoreConfig(**values.get("store", {})),
+        telemetry=TelemetryConfig(**values.get("telemetry", {})),
     )
 
 

@@ -199,6 +199,17 @@ class StoreConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class TelemetryConfig:
+    """What the agent tells about itself that costs something.
+
+    Attributes:
+        bpf_stats: Whether the kernel is to measure the runs of programs.
+    """
+
+    bpf_stats: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class AgentConfig:
     """A whole configuration, every default applied."""
 
@@ -209,3 +220,4 @@ class AgentConfig:
     otlp: OtlpConfig = field(default_factory=OtlpConfig)
     json_events: JsonEventsConfig = field(default_factory=JsonEventsConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     )
     from .maps import Batch, Map
     from .rings import RingReader
+    from .usage import ProgramUsage, RunStatistics
 
 _HOMES = {
     "Batch": "maps",
@@ -51,7 +52,9 @@ _HOMES = {
     "MapRequest": "collection",
     "Program": "collection",
     "ProgramRequest": "collection",
+    "ProgramUsage": "usage",
     "RingReader": "rings",
+    "RunStatistics": "usage",
     "libbpf_version": "features",
     "load": "collection",
     "online_cpus": "features",
@@ -70,7 +73,9 @@ __all__ = [
     "MapRequest",
     "Program",
     "ProgramRequest",
+    "ProgramUsage",
     "RingReader",
+    "RunStatistics",
     "libbpf_version",
     "load",
     "online_cpus",

@@ -22,6 +22,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,7 @@ from exporter.errors import KernelError
 
 from . import channel, diagnosis, features
 from .maps import Map
+from .usage import ProgramUsage, program_usage
 
 _ROOT = Path(__file__).resolve().parents[2]
 # No site packages, no user's environment, no code of .pth files in a privileged process.
@@ -153,6 +155,8 @@ class Collection:
         self.maps = {map.name: map for map in maps}
         self.enums = enums
         self._open = True
+        self._lock = threading.Lock()
+        self._last_usage: dict[str, ProgramUsage] = {}
 
     def __enter__(self) -> Collection:
         return self
@@ -160,11 +164,25 @@ class Collection:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def usage(self) -> dict[str, ProgramUsage]:
+        """What each loaded program has used; of one that is detached, what it had when it was. From any thread."""
+        with self._lock:
+            for program in self.programs:
+                used = program_usage(program.fd) if program.fd >= 0 else None
+                if used is not None:
+                    self._last_usage[program.name] = used
+            return dict(self._last_usage)
+
     def detach(self) -> None:
         """Detach every program; the maps can still be read. Harmless when repeated."""
-        programs, self.programs = self.programs, tuple(replace(p, fd=-1, links=()) for p in self.programs)
+        with self._lock:
+            programs, self.programs = self.programs, tuple(replace(p, links=()) for p in self.programs)
         for program in programs:
-            _close_all([*program.links, program.fd])
+            _close_all(program.links)
+        self.usage()  # the last runs too: nothing runs any more, and the program is still held
+        with self._lock:
+            programs, self.programs = self.programs, tuple(replace(p, fd=-1) for p in self.programs)
+            _close_all([program.fd for program in programs])
 
     def close(self) -> None:
         """Detach every program and let go of every map; harmless when repeated."""

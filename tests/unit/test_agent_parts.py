@@ -22,6 +22,7 @@ from exporter.agent.events import EventReader
 from exporter.agent.systemd import Notifier
 from exporter.agent.telemetry import STATES, ImageStatus, OwnMetrics, StreamCounts
 from exporter.config import AgentConfig, StoreConfig
+from exporter.kernel import ProgramUsage
 
 
 @pytest.fixture
@@ -179,6 +180,7 @@ class Source:
             format="bumblebee",
             pull_failures={"img.unreachable": 3},
             attached={"on_packet": True, "on_call": False},
+            usage={"on_packet": ProgramUsage(12, 1_500_000_000, 3)},
             series=7,
             folded=2,
             map_entries={"queries": (5, 1024)},
@@ -191,6 +193,9 @@ class Source:
 
     def stream_counts(self) -> list[StreamCounts]:
         return [StreamCounts("dns", "dns.query", 15, 1, 2, 4, {"rate": 8})]
+
+    def runs_measured(self) -> bool:
+        return True
 
     def otlp_items(self) -> dict[tuple[str, str], int]:
         return {("logs", "accepted"): 1}
@@ -219,6 +224,9 @@ def test_own_metrics_say_what_the_agent_knows() -> None:
         ("skep_image_pull_failures_total", ("code", "img.unreachable"), dns): 3,
         ("skep_program_attached", dns, ("program", "on_call")): 0,
         ("skep_program_attached", dns, ("program", "on_packet")): 1,
+        ("skep_program_runs_total", dns, ("program", "on_packet")): 12,
+        ("skep_program_run_seconds_total", dns, ("program", "on_packet")): 1.5,
+        ("skep_program_recursion_misses_total", dns, ("program", "on_packet")): 3,
         ("skep_metric_series", dns): 7,
         ("skep_series_folded_total", dns): 2,
         ("skep_map_entries", dns, ("map", "queries")): 5,

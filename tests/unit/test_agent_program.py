@@ -23,7 +23,7 @@ from exporter.cli import main
 from exporter.config import ImageConfig, RetryConfig
 from exporter.errors import ImageError, KernelError, PlanError
 from exporter.image import Bundle, Digest, parse_reference
-from exporter.kernel import Batch
+from exporter.kernel import Batch, ProgramUsage
 from exporter.plan import Plan
 from tests.support.clang import compile_bpf
 
@@ -70,6 +70,9 @@ class FakeCollection:
         self.enums: dict[str, dict[str, int]] = {}
         self.detached = False
         self.closed = False
+
+    def usage(self) -> dict[str, ProgramUsage]:
+        return {}
 
     def detach(self) -> None:
         self.detached = True

@@ -114,6 +114,7 @@ def test_defaults_of_the_schema_are_those_of_the_types() -> None:
            logs: {enabled: true}}
     events: {json: {path: /a, stdout: false, max_size: 64MiB, keep: 5}}
     store: {keep: 3}
+    telemetry: {bpf_stats: false}
     """
     used = dict(paths_of(yaml.compose(written, Loader=yaml.SafeLoader), AGENT))
     for path, key in keys_of(AGENT):

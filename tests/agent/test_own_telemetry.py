@@ -1,0 +1,93 @@
+"""What the agent tells about itself while it runs: cost of programs, what a receiver takes, what a read left out."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from exporter.kernel.features import probe
+from exporter.kernel.usage import SYSCTL
+
+from .harness import Agent, running_agent
+from .objects import counting, make_calls, write
+
+PID = os.getpid()
+ANOTHER = "\nconst volatile u32 another = 1;"
+SETPRIV = shutil.which("setpriv")
+
+
+def image(directory: Path, extra: str = "", name: str = "calls") -> str:
+    """One image of the configuration that counts this process's calls."""
+    content = write(directory, f"{name}{len(extra)}", counting(name, extra))
+    return json.dumps({"name": name, "ref": str(content), "globals": {"tgid": PID}})
+
+
+def reload(agent: Agent, config: str) -> None:
+    """Have it read another configuration, and wait until it did."""
+    before = len(agent.lines("configuration reloaded"))
+    (agent.directory / "agent.yaml").write_text(f"store: {{path: store}}\n{config}")
+    agent.process.send_signal(signal.SIGHUP)
+    agent.wait(lambda _: len(agent.lines("configuration reloaded")) > before)
+
+
+# ---- what programs cost ----
+
+
+def test_runs_and_their_time_go_on_over_an_upgrade(tmp_path: Path) -> None:
+    """With telemetry.bpf_stats; without it they are not shown, and the kernel measures nothing for us."""
+    stats = "telemetry: {bpf_stats: true}"
+    with running_agent(tmp_path, f"images: [{image(tmp_path)}]\n{stats}") as agent:
+        agent.wait_states(calls="running")
+        before = agent.scrape().sum("skep_program_runs_total", image="calls", program="on_enter")
+        make_calls(5000)
+        page = agent.scrape()
+        runs = page.sum("skep_program_runs_total", image="calls", program="on_enter")
+        seconds = page.sum("skep_program_run_seconds_total", image="calls", program="on_enter")
+        assert runs >= before + 5000
+        assert runs * 1e-9 < seconds < 60
+        reload(agent, f"images: [{image(tmp_path, ANOTHER)}]\n{stats}")
+        agent.wait(lambda _: agent.lines("image switched to another version"))
+        page = agent.scrape()
+        assert page.sum("skep_program_runs_total", image="calls") >= runs
+        assert page.sum("skep_program_run_seconds_total", image="calls") >= seconds
+        if probe().version >= (5, 12):
+            assert page.all("skep_program_recursion_misses_total", program="on_enter") == [0]
+        reload(agent, f"images: [{image(tmp_path, ANOTHER)}]")
+        assert agent.scrape().all("skep_program_runs_total") == []
+        if probe().version >= (5, 12):
+            assert agent.scrape().all("skep_program_recursion_misses_total", program="on_enter") == [0]
+
+
+@pytest.fixture
+def sysctl() -> Iterator[Path]:
+    """The switch for everybody; as before when the test ends."""
+    before = SYSCTL.read_text()
+    yield SYSCTL
+    SYSCTL.write_text(before)
+
+
+@pytest.mark.skipif(SETPRIV is None, reason="needs setpriv")
+def test_without_the_privilege_the_sysctl_serves_as_well(tmp_path: Path, sysctl: Path) -> None:
+    """Off: one line with the remedy, and everything else runs. On: the runs are shown."""
+    drop = ("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin")
+    config = f"images: [{image(tmp_path)}]\ntelemetry: {{bpf_stats: true}}"
+    told = "runs of programs are not measured, as telemetry.bpf_stats would have it"
+    sysctl.write_text("0")
+    with running_agent(tmp_path / "off", config, prefix=drop) as agent:
+        agent.wait_states(calls="running")
+        [line] = agent.lines(told)
+        assert str(line["reason"]).startswith("BPF statistics: EPERM ")
+        assert "CAP_SYS_ADMIN" in str(line["reason"])
+        assert agent.scrape().all("skep_program_runs_total") == []
+    sysctl.write_text("1")
+    with running_agent(tmp_path / "on", config, prefix=drop) as agent:
+        agent.wait_states(calls="running")
+        make_calls(100)
+        assert agent.lines(told) == []
+        assert agent.scrape().sum("skep_program_runs_total", program="on_enter") >= 100
