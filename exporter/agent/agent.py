@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import threading
@@ -560,10 +561,14 @@ class Agent:
             if name not in names:
                 known = f"configured are {', '.join(names)}" if names else "none is configured"
                 raise UnknownCollectorError(f"image {name!r} is not configured; {known}")
-        with self._snapshot(
-            [i for i in self.images if (i.name in asked.collect or not asked.collect) and i.name not in asked.exclude]
-        ) as snapshot:
-            return prometheus.render(snapshot, self._own.render(asked.exposition), asked.exposition)
+        wanted = [
+            i for i in self.images if (i.name in asked.collect or not asked.collect) and i.name not in asked.exclude
+        ]
+        late: list[str] = []
+        with self._snapshot(wanted, asked.deadline_s, late) as snapshot:
+            if late and self._repeats.count("late", ",".join(late)):
+                log.warn("a scraper's deadline came before all images were read", images=",".join(late))
+            return prometheus.render(snapshot, self._own.render(asked.exposition, late), asked.exposition)
 
     def _on_web_config(self, problem: str) -> None:
         if problem:
@@ -591,23 +596,45 @@ class Agent:
             export.take(snapshot, families(self._own.families(), self._start_ns))
 
     @contextlib.contextmanager
-    def _snapshot(self, images: Sequence[Image]) -> Iterator[Snapshot]:
-        """Read images and hold them still while the caller encodes."""
+    def _snapshot(
+        self, images: Sequence[Image], deadline_s: float | None = None, late: list[str] | None = None
+    ) -> Iterator[Snapshot]:
+        """Read images and hold them still while the caller encodes.
+
+        Args:
+            images: In the order of the configuration.
+            deadline_s: Monotonic: what is not read by then is left out.
+            late: Takes the names of the images of which that left something out.
+        """
         arrived_s = time.monotonic()
+        end_s = math.inf if deadline_s is None else deadline_s
         frames: list[FrameView] = []
         with contextlib.ExitStack() as held:
             for image in images:
-                program = self._hold(image, held)
-                if program is not None and image.shows(program):
-                    image.read(program, arrived_s)
+                try:
+                    program = self._hold(image, held, end_s)
+                except TimeoutError:
+                    in_time = False
+                else:
+                    if program is None or not image.shows(program):
+                        continue
+                    in_time = image.read(program, arrived_s, end_s)
                     frames += program.frames()
+                if not in_time and late is not None:
+                    late.append(image.name)
             yield Snapshot(time.time_ns(), self.resource, frames)
 
     @staticmethod
-    def _hold(image: Image, held: contextlib.ExitStack) -> Program | None:
-        """Take the lock of what an image runs; while waiting for it, that may have become another version."""
+    def _hold(image: Image, held: contextlib.ExitStack, end_s: float = math.inf) -> Program | None:
+        """Take the lock of what an image runs; while waiting for it, that may have become another version.
+
+        Raises:
+            TimeoutError: somebody else still had it at ``end_s``.
+        """
         while (program := image.program) is not None:
-            program.lock.acquire()
+            left_s = min(end_s - time.monotonic(), threading.TIMEOUT_MAX)
+            if not program.lock.acquire(timeout=max(0.0, left_s)):
+                raise TimeoutError
             if image.program is program:
                 held.callback(program.lock.release)
                 return program

@@ -15,6 +15,7 @@ at a time; the rest may be read from anywhere.
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
@@ -372,16 +373,24 @@ class Image:
         """Whether this program is still the one to show; the caller holds its lock."""
         return self.program is program and self._displaced is None
 
-    def read(self, program: Program, arrived_s: float) -> None:
-        """Read its maps into its frames; the caller holds the program's lock. A failure is told and makes it stale."""
+    def read(self, program: Program, arrived_s: float, deadline_s: float = math.inf) -> bool:
+        """Read its maps into its frames; the caller holds the program's lock. A failure is told and makes it stale.
+
+        Returns:
+            Whether there was time for all of it before ``deadline_s``; what there was no time for says nothing of
+            the image.
+        """
+        in_time = True
         try:
-            program.read(arrived_s)
+            in_time = program.read(arrived_s, deadline_s)
             error = program.last_read.error
         except Exception as unexpected:  # a bug in one image's decoding must not end the scrape
             error = f"internal error: {unexpected!r}"
             program.give_up_read(arrived_s, error)
             if self._repeats.count("read", error):
                 log.bug("reading an image's maps failed", image=self.name)
+        if not in_time and not error:
+            return False
         if error and self._repeats.count("unreadable", error):
             log.error("maps cannot be read", image=self.name, reason=error)
         elif not error and self._repeats.clear("unreadable"):
@@ -389,6 +398,7 @@ class Image:
         if error != self._read_error:
             self._read_error = error
             self._around.changed()
+        return in_time
 
     def stop(self, *, leave: bool = False) -> None:
         """Detach it; with ``leave`` what systemd holds stays attached and goes on counting."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -191,49 +192,66 @@ class Program:
         failed = [program for program in self.collection.programs if not program.attached]
         return "; ".join(f"program {program.name!r}: {program.error}" for program in failed)
 
-    def read(self, arrived_s: float) -> None:
+    def read(self, arrived_s: float, deadline_s: float = math.inf) -> bool:
         """Read every map into its frames; the caller holds :attr:`lock`.
 
-        A read that began after ``arrived_s`` (monotonic) is as good as another: concurrent scrapes share it. A map that
-        cannot be read keeps its frames out of :meth:`frames` until it can; the other maps are read all the same.
+        A map that cannot be read keeps its frames out of :meth:`frames` until it can; the others are read all the same.
+
+        Args:
+            arrived_s: Monotonic: a read that began later is as good as another, so concurrent scrapes share it.
+            deadline_s: Monotonic: a map that is not read to its end by then is left, and its frames are kept out
+                as well. Nobody shares such a read.
+
+        Returns:
+            Whether every map was tried to its end.
         """
         if self.last_read.took_s is not None and self.last_read.began_s >= arrived_s:
-            return
+            return True
         began_s = time.monotonic()
         now_ns = time.time_ns()
         errors = []
+        in_time = True
         for name, frames in self._frames.items():
+            self._unreadable.add(name)
             try:
-                self._read_map(name, frames, now_ns)
+                if self._read_map(name, frames, now_ns, deadline_s):
+                    self._unreadable.discard(name)
+                else:
+                    in_time = False
             except SkepError as error:
                 errors.append(str(error))
-                self._unreadable.add(name)
-            else:
-                self._unreadable.discard(name)
         for stream in self.streams:
             if stream.plan.lost_map:
                 with contextlib.suppress(SkepError):  # then it shows the last count
                     count = sum_rows(self.collection.maps[stream.plan.lost_map])
                     self.lost[stream.name] = self._lost_before.get(stream.name, 0) + count
-        self.last_read = Read(began_s, time.monotonic() - began_s, "; ".join(errors))
+        took_s = time.monotonic() - began_s
+        self.last_read = Read(began_s if in_time else -math.inf, took_s, "; ".join(errors))
+        return in_time
 
     def give_up_read(self, began_s: float, error: str) -> None:
         """Show nothing until the next read: the last one did not end."""
         self._unreadable.update(self._frames)
         self.last_read = Read(began_s, time.monotonic() - began_s, error)
 
-    def _read_map(self, name: str, frames: Sequence[collect.Frame], now_ns: int) -> None:
+    def _read_map(self, name: str, frames: Sequence[collect.Frame], now_ns: int, deadline_s: float) -> bool:
+        """Read one map; False if there was no time to."""
         source = self.collection.maps[name]
+        if time.monotonic() >= deadline_s:
+            return False
         for frame in frames:
             frame.begin(now_ns)
         rows = 0
         for batch in source.batches():
             rows += batch.count
+            if time.monotonic() >= deadline_s:
+                return False
             for frame in frames:
                 frame.apply(batch.keys, batch.values, batch.count, batch.value_stride, batch.cpus)
         for frame in frames:
             frame.finish()
         self.map_entries[name] = (rows, source.max_entries)
+        return True
 
     def frames(self) -> list[FrameView]:
         """Give the frames whose maps the last read could read."""

@@ -8,8 +8,8 @@ received = exported + failed + sum of dropped + queued.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -96,21 +96,29 @@ class OwnMetrics(Collector):
         self._source = source
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
-        ProcessCollector(registry=self._registry)
+        self._process = ProcessCollector(registry=self._registry)
 
-    def render(self, exposition: Exposition = Exposition.TEXT_0_0_4) -> bytes:
-        """Give the text, ready to follow that of the images."""
-        return registry_text(self._registry, exposition)
+    def render(self, exposition: Exposition = Exposition.TEXT_0_0_4, late: Collection[str] = ()) -> bytes:
+        """Give the text, ready to follow that of the images; those that are ``late`` were not read for this scrape."""
+        return registry_text(_Scrape(self, late) if late else self._registry, exposition)
 
     def families(self) -> Iterable[Metric]:
         """Give every family of the registry, for OTLP."""
         return self._registry.collect()
 
     def collect(self) -> Iterable[Metric]:
-        """Give every family (prometheus-client calls this)."""
+        """Give every family but those of the process (prometheus-client calls this)."""
+        return self._collect(self._source.image_statuses())
+
+    def of_scrape(self, late: Collection[str]) -> Iterable[Metric]:
+        """Give every family, the images that are late as not read."""
+        statuses = self._source.image_statuses()
+        yield from self._collect([replace(i, scrape_ok=False) if i.name in late else i for i in statuses])
+        yield from self._process.collect()
+
+    def _collect(self, images: Sequence[ImageStatus]) -> Iterable[Metric]:
         python = ".".join(map(str, sys.version_info[:3]))
         yield _gauge("skep_build_info", "Version of the agent.", ("version", "python"), [((VERSION, python), 1)])
-        images = self._source.image_statuses()
         yield from self._images(images)
         yield from self._programs(images, runs=self._source.runs_measured())
         yield from self._events(self._source.stream_counts())
@@ -197,7 +205,7 @@ class OwnMetrics(Collector):
         )
         yield _gauge(
             "skep_scrape_collector_success",
-            "Whether the last read of the image's maps succeeded.",
+            "Whether the last read of the image's maps succeeded, before the deadline of this scrape if it has one.",
             ("collector",),
             [((i.name,), int(i.scrape_ok)) for i in images],
         )
@@ -265,6 +273,17 @@ class OwnMetrics(Collector):
             labels,
             [((s.image, s.stream), s.queued) for s in streams],
         )
+
+
+class _Scrape(Collector):
+    """The agent's own metrics as one scrape has them."""
+
+    def __init__(self, own: OwnMetrics, late: Collection[str]) -> None:
+        self._own = own
+        self._late = late
+
+    def collect(self) -> Iterable[Metric]:
+        return self._own.of_scrape(self._late)
 
 
 Samples = Iterable[tuple[Sequence[str], float]]

@@ -88,10 +88,11 @@ class Agent:
         parsed = [json.loads(line) for line in self.log.splitlines() if line.startswith("{")]
         return [line for line in parsed if line["msg"] == message and fields.items() <= line.items()]
 
-    def get(self, path: str) -> tuple[int, str]:
-        """Status and body of a GET."""
+    def get(self, path: str, headers: Mapping[str, str] | None = None, method: str = "GET") -> tuple[int, str]:
+        """Status and body of a GET, or of another method."""
+        request = urllib.request.Request(self.url + path, headers=dict(headers or {}), method=method)
         try:
-            with urllib.request.urlopen(self.url + path, timeout=20) as answer:
+            with urllib.request.urlopen(request, timeout=20) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             with error:

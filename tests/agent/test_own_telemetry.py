@@ -14,7 +14,7 @@ import pytest
 from exporter.kernel.features import probe
 from exporter.kernel.usage import SYSCTL
 
-from .harness import Agent, running_agent
+from .harness import Agent, Page, running_agent
 from .objects import counting, make_calls, write
 
 PID = os.getpid()
@@ -91,3 +91,23 @@ def test_without_the_privilege_the_sysctl_serves_as_well(tmp_path: Path, sysctl:
         make_calls(100)
         assert agent.lines(told) == []
         assert agent.scrape().sum("skep_program_runs_total", program="on_enter") >= 100
+
+
+# ---- a scraper's deadline ----
+
+
+def test_scrape_answers_by_its_deadline_with_what_it_has(tmp_path: Path) -> None:
+    """What was not read is not shown and its collector failed; the next scrape has it, and no image went stale."""
+    with running_agent(tmp_path, f"images: [{image(tmp_path)}]") as agent:
+        agent.wait_states(calls="running")
+        make_calls(7)
+        hurried = Page(agent.get("/metrics", {"X-Prometheus-Scrape-Timeout-Seconds": "0.000001"})[1])
+        assert hurried.all("skep_scrape_collector_success", collector="calls") == [0]
+        assert hurried.all("ebpf_calls_total") == []
+        assert hurried.state("calls") == "running"
+        assert hurried.all("process_cpu_seconds_total")
+        patient = Page(agent.get("/metrics", {"X-Prometheus-Scrape-Timeout-Seconds": "10"})[1])
+        assert patient.all("skep_scrape_collector_success", collector="calls") == [1]
+        assert patient.sum("ebpf_calls_total") == 7
+        [line] = agent.lines("a scraper's deadline came before all images were read")
+        assert line["images"] == "calls"
