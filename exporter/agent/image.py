@@ -32,7 +32,7 @@ from .events import EventReader
 from .fdstore import DescriptorStore, Identity
 from .program import Program, Resolve, load, plan_bundle, plan_identity
 from .status import ImageDocument, Rates
-from .telemetry import ImageStatus, StreamCounts
+from .telemetry import ImageStatus, StreamCounts, Upgrades
 
 _FLOOR_S = 0.05
 _EXCLUSIVE = ("xdp", "flow_dissector")
@@ -84,6 +84,9 @@ class Image:
         self._repeats = log.Repeats()
         self._read_error = ""
         self._displaced: PlanError | None = None
+        self._upgrades = 0
+        self._overlap_s = 0.0
+        self._gap_s = 0.0
 
     @property
     def state(self) -> str:
@@ -267,7 +270,11 @@ class Image:
         """Detach the old version, now that the new one is attached, and let the new one carry its counts on."""
         self._around.kept.drop(old.key)
         old.detach()
-        overlap_s = max(0.0, time.monotonic() - program.loaded_s)
+        # Both were attached, or neither was: on a hook that takes one program the old one went first.
+        overlap_s = old.detached_s - program.loaded_s
+        self._upgrades += 1
+        self._overlap_s += max(0.0, overlap_s)
+        self._gap_s += max(0.0, -overlap_s)
         carried = 0
         with old.lock, program.lock:
             try:
@@ -285,7 +292,8 @@ class Image:
             to_digest=program.bundle.digest,
             tables_carried=carried,
             tables_new=len(program.plan.tables) - carried,
-            overlap_ms=round(overlap_s * 1000, 3),
+            overlap_ms=round(max(0.0, overlap_s) * 1000, 3),
+            gap_ms=round(-overlap_s * 1000, 3) if overlap_s < 0 else None,
         )
 
     def _reclaim(self) -> None:
@@ -472,9 +480,15 @@ class Image:
     def status(self) -> ImageStatus:
         """What there is to tell."""
         program, bundle = self.program, self._bundle
+        upgrades = Upgrades(self._upgrades, self._overlap_s, self._gap_s)
         if program is None:
             return ImageStatus(
-                self.name, self.config.ref, self.state, self.digest, pull_failures=dict(self._pull_failures)
+                self.name,
+                self.config.ref,
+                self.state,
+                self.digest,
+                pull_failures=dict(self._pull_failures),
+                upgrades=upgrades,
             )
         assert bundle is not None
         last = program.last_read
@@ -486,6 +500,7 @@ class Image:
             version=program.bundle.version,
             format=program.bundle.format,
             pull_failures=dict(self._pull_failures),
+            upgrades=upgrades,
             attached=program.attached,
             usage=program.usage,
             series=program.series,

@@ -109,13 +109,14 @@ class Program:
     """An image that runs.
 
     Attributes:
-        map_entries: Of each map read: rows at the last read, and rows it can hold.
+        map_entries: Of each map read: rows at the last read, and rows it can hold; not of arrays, always full.
         lost: Of each stream whose program counts them: records it could not put into its ring.
         lock: Held while its frames are read or shown: whoever encodes a frame holds it.
         streams: Its rings; the reader thread owns what they count.
         start_ns: When its maps began to count, ``CLOCK_REALTIME``.
         identity: Of its plan.
         loaded_s: When it was attached, monotonic; an instant later at most.
+        detached_s: When it was detached, monotonic; 0 before.
         key: Under which its descriptors are kept by somebody else, empty if they are not.
 
     Args:
@@ -141,6 +142,7 @@ class Program:
         self.lock = threading.Lock()
         self.last_read = Read()
         self.loaded_s = time.monotonic()
+        self.detached_s = 0.0
         self.start_ns = start_ns = start_ns or time.time_ns()
         self.key = ""
         self.identity = plan_identity(plan)
@@ -250,7 +252,8 @@ class Program:
                 frame.apply(batch.keys, batch.values, batch.count, batch.value_stride, batch.cpus)
         for frame in frames:
             frame.finish()
-        self.map_entries[name] = (rows, source.max_entries)
+        if not source.is_array:
+            self.map_entries[name] = (rows, source.max_entries)
         return True
 
     def frames(self) -> list[FrameView]:
@@ -311,8 +314,9 @@ class Program:
         return self._folded_before + now
 
     def detach(self) -> None:
-        """Detach its programs; its maps can still be read."""
+        """Detach its programs; its maps can still be read. Harmless when repeated."""
         self.collection.detach()
+        self.detached_s = self.detached_s or time.monotonic()
 
     def close(self) -> None:
         """Detach its programs and let go of its maps."""

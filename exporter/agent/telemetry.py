@@ -40,13 +40,22 @@ class StreamCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class Upgrades:
+    """How often an image was replaced while it ran; for how long both versions, or neither, were attached in all."""
+
+    count: int = 0
+    overlap_s: float = 0.0
+    gap_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class ImageStatus:
     """What there is to tell about one image.
 
     Attributes:
         attached: Each program and whether it is attached.
         usage: What each program has used since the image runs, over its upgrades.
-        map_entries: Map name to rows seen by the last read and rows it can hold.
+        map_entries: Map name to rows seen by the last read and rows it can hold; not of arrays.
         lost: Stream to records its program could not put into the ring.
         ring_fill: Stream to the highest share of its ring seen filled, 0 to 1.
         scrape_s: Seconds the last read took; None before the first.
@@ -60,6 +69,7 @@ class ImageStatus:
     version: str = ""
     format: str = ""
     pull_failures: Mapping[str, int] = field(default_factory=dict)
+    upgrades: Upgrades = field(default_factory=Upgrades)
     attached: Mapping[str, bool] = field(default_factory=dict)
     usage: Mapping[str, ProgramUsage] = field(default_factory=dict)
     series: int = 0
@@ -168,6 +178,24 @@ class OwnMetrics(Collector):
             ("image", "code"),
             [((i.name, code), count) for i in images for code, count in i.pull_failures.items()],
         )
+        yield _counter(
+            "skep_image_upgrades",
+            "Times another version took the place of the one that ran.",
+            ("image",),
+            [((i.name,), i.upgrades.count) for i in images],
+        )
+        yield _counter(
+            "skep_image_upgrade_overlap_seconds",
+            "Time in which both versions were attached, so that what happened was counted twice.",
+            ("image",),
+            [((i.name,), i.upgrades.overlap_s) for i in images],
+        )
+        yield _counter(
+            "skep_image_upgrade_gap_seconds",
+            "Time in which no version was attached, on hooks that take one program; nothing was counted.",
+            ("image",),
+            [((i.name,), i.upgrades.gap_s) for i in images],
+        )
         yield _gauge(
             "skep_metric_series", "Live series of the image.", ("image",), [((i.name,), i.series) for i in images]
         )
@@ -179,7 +207,10 @@ class OwnMetrics(Collector):
         )
         entries = [((i.name, name), pair) for i in images for name, pair in i.map_entries.items()]
         yield _gauge(
-            "skep_map_entries", "Rows of the map at the last read.", ("image", "map"), [(k, v[0]) for k, v in entries]
+            "skep_map_entries",
+            "Rows of the map at the last read; an array has none to count.",
+            ("image", "map"),
+            [(k, v[0]) for k, v in entries],
         )
         yield _gauge(
             "skep_map_max_entries", "Rows the map can hold.", ("image", "map"), [(k, v[1]) for k, v in entries]

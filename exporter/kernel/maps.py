@@ -23,6 +23,7 @@ from .features import possible_cpus
 # Numbers of enum bpf_map_type.
 RINGBUF = 27
 _PER_CPU = frozenset({5, 6, 10})  # PERCPU_HASH, PERCPU_ARRAY, LRU_PERCPU_HASH
+_ARRAYS = frozenset({2, 6})  # ARRAY, PERCPU_ARRAY
 # HASH, ARRAY, STACK_TRACE, LRU_HASH, LPM_TRIE and the per-CPU forms. Not the others: a queue has no keys, a
 # local storage is keyed by descriptors, a perf event array or a map of maps holds no numbers.
 _WITH_ROWS = frozenset({1, 2, 7, 9, 11}) | _PER_CPU
@@ -70,6 +71,11 @@ class Map:
 
     def __repr__(self) -> str:
         return f"Map({self.name!r}, type={self.type}, fd={self.fd})"
+
+    @property
+    def is_array(self) -> bool:
+        """Whether all its rows are always there."""
+        return self.type in _ARRAYS
 
     def batches(self, chunk_rows: int = 4096) -> Iterator[Batch]:
         """All rows, at most ``chunk_rows`` at a time, without the GIL while the kernel copies.

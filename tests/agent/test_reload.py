@@ -151,6 +151,10 @@ def test_same_metrics_carry_their_counts_over_an_upgrade(tmp_path: Path) -> None
         [line] = agent.lines("image switched to another version")
         assert (line["tables_carried"], line["tables_new"]) == (1, 0)
         assert 0 < float(str(line["overlap_ms"])) < 5000
+        [overlap_s] = page.all("skep_image_upgrade_overlap_seconds_total", image="calls")
+        assert abs(overlap_s * 1000 - float(str(line["overlap_ms"]))) < 0.001
+        assert page.all("skep_image_upgrades_total", image="calls") == [1]
+        assert page.all("skep_image_upgrade_gap_seconds_total", image="calls") == [0]
         if shutil.which("bpftool"):
             assert gone_from_kernel(before)
     events = [json.loads(line)["attributes"]["number"] for line in (tmp_path / "e.jsonl").read_text().splitlines()]

@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from exporter.agent import Agent, Options, identity, log
 from exporter.agent.events import EventReader
 from exporter.agent.systemd import Notifier
-from exporter.agent.telemetry import STATES, ImageStatus, OwnMetrics, StreamCounts
+from exporter.agent.telemetry import STATES, ImageStatus, OwnMetrics, StreamCounts, Upgrades
 from exporter.config import AgentConfig, StoreConfig
 from exporter.kernel import ProgramUsage
 
@@ -180,6 +180,7 @@ class Source:
             format="bumblebee",
             pull_failures={"img.unreachable": 3},
             attached={"on_packet": True, "on_call": False},
+            upgrades=Upgrades(2, 0.25, 0.5),
             usage={"on_packet": ProgramUsage(12, 1_500_000_000, 3)},
             series=7,
             folded=2,
@@ -227,6 +228,9 @@ def test_own_metrics_say_what_the_agent_knows() -> None:
         ("skep_program_runs_total", dns, ("program", "on_packet")): 12,
         ("skep_program_run_seconds_total", dns, ("program", "on_packet")): 1.5,
         ("skep_program_recursion_misses_total", dns, ("program", "on_packet")): 3,
+        ("skep_image_upgrades_total", dns): 2,
+        ("skep_image_upgrade_overlap_seconds_total", dns): 0.25,
+        ("skep_image_upgrade_gap_seconds_total", dns): 0.5,
         ("skep_metric_series", dns): 7,
         ("skep_series_folded_total", dns): 2,
         ("skep_map_entries", dns, ("map", "queries")): 5,

@@ -43,6 +43,7 @@ class FakeMap:
     def __init__(self, rows: dict[int, int]) -> None:
         self.rows = rows
         self.max_entries = 64
+        self.is_array = False
         self.error: Exception | None = None
         self.reads = 0
         self.pause_s = 0.0
@@ -181,6 +182,15 @@ def test_lock_that_somebody_holds_is_waited_for_until_the_deadline(bundle: Bundl
         assert Agent._hold(image, held, time.monotonic() + 60) is program
         assert program.lock.locked()
     assert not program.lock.locked()
+
+
+def test_array_is_always_full_and_not_said_to_be(bundle: Bundle) -> None:
+    """Its rows are all there from the beginning: their number would look like a map about to overflow."""
+    program, collection = make(bundle)
+    collection.good.is_array = True
+    program.read(time.monotonic())
+    assert shown(program)["ebpf_good_total"] == [10, 20]
+    assert program.map_entries == {"counter_bad": (2, 64)}
 
 
 def test_metric_that_begins_as_the_agents_own_is_refused(bundle: Bundle) -> None:
