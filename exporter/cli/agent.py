@@ -9,8 +9,10 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from exporter.config import AgentConfig, config_files, json_schema, load, parse_duration
+if TYPE_CHECKING:
+    from exporter.config import AgentConfig
 
 DEFAULT_FILE = Path("/etc/skep/agent.yaml")
 DEFAULT_ADDRESS = ":19435"
@@ -123,6 +125,8 @@ def _count(text: str) -> int:
 
 
 def _duration(text: str) -> float:
+    from exporter.config import parse_duration
+
     try:
         return parse_duration(text)
     except ValueError as error:
@@ -135,21 +139,24 @@ def read_configuration(files: list[Path]) -> AgentConfig:
     Raises:
         ConfigError, Problems: everything that is wrong.
     """
-    from exporter.image import parse_reference  # noqa: PLC0415 - only these two verbs read references
+    from exporter.config import load
+    from exporter.image import parse_reference
 
     return load(files, name_of=lambda ref: parse_reference(ref).default_name)
 
 
 def _agent(args: argparse.Namespace) -> int:
+    from exporter.config import config_files
+
     def files() -> list[Path]:
         return config_files(args.config_file, args.config_dir)
 
     config = read_configuration(files())
     # Everything the agent stands on, some 60 MB of it; not for the other verbs.
-    from exporter.agent import Agent, Options  # noqa: PLC0415
-    from exporter.agent.log import configure  # noqa: PLC0415
-    from exporter.agent.reload import ConfigSource  # noqa: PLC0415
-    from exporter.agent.status import default_socket  # noqa: PLC0415
+    from exporter.agent import Agent, Options
+    from exporter.agent.log import configure
+    from exporter.agent.reload import ConfigSource
+    from exporter.agent.status import default_socket
 
     configure(args.log_level, args.log_format)
     status_socket: Path | None = default_socket()
@@ -168,6 +175,8 @@ def _agent(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
+    from exporter.config import config_files, json_schema
+
     if args.schema:
         json.dump(json_schema(), sys.stdout, indent=2, ensure_ascii=False)
         print()

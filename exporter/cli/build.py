@@ -15,12 +15,9 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import TYPE_CHECKING, Any
 
 from exporter import resources
-from exporter.bpf import read_object
 from exporter.cli.clang import (
     TARGET_MACROS,
     Clang,
@@ -30,11 +27,11 @@ from exporter.cli.clang import (
     fetching_atomics,
     first_error,
 )
-from exporter.config import ImageConfig
 from exporter.errors import ConfigError, SkepError
-from exporter.image import Digest, Store, default_store_path, host_architecture, parse_reference
-from exporter.image.formats import normalise_architecture
-from exporter.plan import Plan, make_plan
+
+if TYPE_CHECKING:
+    from exporter.image import Digest
+    from exporter.plan import Plan
 
 _DESCRIPTION = "org.opencontainers.image.description"
 _VERSION = "org.opencontainers.image.version"
@@ -80,6 +77,8 @@ def _run(args: argparse.Namespace) -> int:
         return 0
     if not args.reference and not args.output:
         raise ConfigError("build needs a name for the image (REF), or --output FILE.o for an object without one")
+    from exporter.image import Store, default_store_path, parse_reference
+
     # Before clang runs: a misspelt name should not cost a build.
     reference = parse_reference(args.reference) if args.reference else None
     source = Source(
@@ -135,6 +134,8 @@ def build(clang: Clang, source: Source, metadata: Mapping[str, Any], *, warn: Ca
         CompileError: for this machine, or where the other's ``vmlinux.h`` was given.
         SkepError: the object cannot be loaded by the kernels asked for, or planned.
     """
+    from exporter.image import host_architecture
+
     source = replace(source, include_dirs=(*source.include_dirs, resources.include_dir()))
     host = host_architecture()
     primary = host if host in TARGET_MACROS else "amd64"
@@ -154,6 +155,8 @@ def build(clang: Clang, source: Source, metadata: Mapping[str, Any], *, warn: Ca
 def _compile_first(
     clang: Clang, source: Source, architecture: str, work: Path, warn: Callable[[str], None]
 ) -> tuple[Source, dict[str, bytes]]:
+    from exporter.image import host_architecture
+
     try:
         return source, {architecture: clang.compile(source, architecture)}
     except CompileError as error:
@@ -202,6 +205,10 @@ def _check_instructions(source: Source, content: bytes) -> None:
 
 def _plan(source: Source, objects: Mapping[str, bytes], metadata: Mapping[str, Any]) -> Plan:
     """Plan every object; they must export the same, or what a host shows would hang on its processor."""
+    from exporter.bpf import read_object
+    from exporter.config import ImageConfig
+    from exporter.plan import make_plan
+
     config = ImageConfig(name=source.path.name.removesuffix(".c").removesuffix(".bpf"), ref=str(source.path))
     plans = {
         name: make_plan(read_object(content), config=config, version="", metadata=metadata, possible_cpus=1)
@@ -240,6 +247,8 @@ def read_metadata(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: not there, not YAML, or not a mapping.
     """
+    import yaml
+
     try:
         document = yaml.safe_load(_existing(path, "metadata").read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -284,6 +293,8 @@ def build_catalog(sources: Path, layout: Path, *, say: Callable[[str], None]) ->
 
 
 def _build_shipped(clang: Clang, folder: Path, layout: Path) -> Digest:
+    from exporter.image import Store, parse_reference
+
     name = folder.name
     path = folder / "metadata.yaml"
     metadata = read_metadata(path) if path.exists() else {}
@@ -315,6 +326,8 @@ def _fingerprint(sources: Path, clang: Clang) -> str:
 
 
 def _vmlinux(options: Iterable[str]) -> dict[str, Path]:
+    from exporter.image.formats import normalise_architecture
+
     found = {}
     for option in options:
         before, colon, after = option.partition(":")

@@ -8,21 +8,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from exporter.config import RegistryConfig, config_files, load
 from exporter.errors import ImageError
-from exporter.image import (
-    ALL_ARCHITECTURES,
-    Digest,
-    Reference,
-    Store,
-    StoredImage,
-    default_store_path,
-    parse_reference,
-    pull_image,
-)
-from exporter.image.formats import strict_json
+
+if TYPE_CHECKING:
+    from exporter.config import RegistryConfig
+    from exporter.image import Digest, Reference, Store, StoredImage
 
 STATE_FILE = "agent-state.json"
 _STATE_LIMIT = 16 << 20
@@ -105,6 +97,9 @@ class _Places:
 
 
 def _places(args: argparse.Namespace) -> _Places:
+    from exporter.config import config_files, load
+    from exporter.image import Store, default_store_path
+
     path, registries = args.store, {}
     if args.config_file:
         config = load(config_files(args.config_file))
@@ -115,6 +110,9 @@ def _places(args: argparse.Namespace) -> _Places:
 
 def _transfer(args: argparse.Namespace) -> tuple[Reference, _Places]:
     """The reference and the settings for its registry; flags win over the configuration."""
+    from exporter.config import RegistryConfig
+    from exporter.image import parse_reference
+
     reference = parse_reference(args.reference)
     places = _places(args)
     key = next((name for name in (reference.registry, reference.api_host) if name in places.registries), "")
@@ -129,6 +127,8 @@ def _transfer(args: argparse.Namespace) -> tuple[Reference, _Places]:
 
 
 def _pull(args: argparse.Namespace) -> int:
+    from exporter.image import ALL_ARCHITECTURES, pull_image
+
     reference, places = _transfer(args)
     digest = pull_image(
         reference,
@@ -141,8 +141,7 @@ def _pull(args: argparse.Namespace) -> int:
 
 
 def _push(args: argparse.Namespace) -> int:
-    # oras and its JSON schema packages are slow to import and only a push needs them.
-    from exporter.image.upload import push_image  # noqa: PLC0415
+    from exporter.image.upload import push_image
 
     reference, places = _transfer(args)
     digest = push_image(reference, store=places.store, registries=places.registries, deadline_s=args.timeout)
@@ -185,6 +184,8 @@ def read_agent_state(store: Path) -> list[dict[str, str]] | None:
     Raises:
         ImageError: ``img.agent_state``: the file is there and is not the agent's.
     """
+    from exporter.image.formats import strict_json
+
     path = store / STATE_FILE
     try:
         with path.open("rb") as file:

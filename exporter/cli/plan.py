@@ -8,16 +8,14 @@ import enum
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from exporter.bpf import read_object
-from exporter.config import AgentConfig, ImageConfig, config_files, load
 from exporter.errors import ConfigError
-from exporter.image import ReferenceKind, Store, default_store_path, fetch, parse_reference
-from exporter.kernel import possible_cpus
-from exporter.model import Instrument, Kind, prometheus_label
-from exporter.plan import GlobalPlan, LabelRule, MetricPlan, Plan, StreamPlan, TablePlan, make_plan
-from exporter.resources import catalog_dir
+
+if TYPE_CHECKING:
+    from exporter.config import AgentConfig, ImageConfig
+    from exporter.model import Instrument
+    from exporter.plan import GlobalPlan, LabelRule, MetricPlan, Plan, StreamPlan, TablePlan
 
 _SHOWN_VALUES = 6
 _SHOWN_BOUNDS = 3
@@ -75,6 +73,13 @@ def _plan(args: argparse.Namespace) -> int:
 
 def planned(args: argparse.Namespace, *, cpus: int = 0) -> Plan:
     """Plan the image that the arguments of :func:`add_plan_arguments` name, for ``cpus`` or this machine's."""
+    from exporter.bpf import read_object
+    from exporter.config import AgentConfig, config_files, load
+    from exporter.image import ReferenceKind, Store, default_store_path, fetch, parse_reference
+    from exporter.kernel import possible_cpus
+    from exporter.plan import make_plan
+    from exporter.resources import catalog_dir
+
     config = load(config_files(args.config_file)) if args.config_file else AgentConfig()
     image = _image(args, config)
     reference = parse_reference(image.ref)
@@ -97,6 +102,9 @@ def planned(args: argparse.Namespace, *, cpus: int = 0) -> Plan:
 
 def _image(args: argparse.Namespace, config: AgentConfig) -> ImageConfig:
     """The image to plan: as configured, or with defaults."""
+    from exporter.config import ImageConfig
+    from exporter.image import parse_reference
+
     if not args.config_file:
         if args.image or not args.reference:
             wants = "--image needs --config" if args.image else "no image is named; give REF, or --config and --image"
@@ -175,6 +183,8 @@ def _table(table: TablePlan) -> Iterator[str]:
 
 
 def _metric(metric: MetricPlan) -> Iterator[str]:
+    from exporter.model import Kind
+
     instrument = metric.instrument
     yield f"  {instrument.prometheus_name}"
     parts = [f"OpenTelemetry {instrument.name}", instrument.kind.value]
@@ -216,6 +226,8 @@ def _stream(stream: StreamPlan) -> Iterator[str]:
 
 
 def _labels(title: str, rules: Sequence[LabelRule], constant: Sequence[tuple[str, str]]) -> Iterator[str]:
+    from exporter.model import prometheus_label
+
     if not rules and not constant:
         return
     yield f"  {title}"

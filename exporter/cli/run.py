@@ -18,7 +18,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from exporter.config import ImageConfig, parse_duration, parse_value
 from exporter.errors import ConfigError, KernelError
 
 if TYPE_CHECKING:
@@ -67,6 +66,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _duration(text: str) -> float:
+    from exporter.config import parse_duration
+
     try:
         seconds = parse_duration(text)
     except ValueError as error:
@@ -77,6 +78,8 @@ def _duration(text: str) -> float:
 
 
 def _global(text: str) -> tuple[str, int | bool | float | str]:
+    from exporter.config import parse_value
+
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise argparse.ArgumentTypeError(f"{text!r}; must be NAME=VALUE")
@@ -84,9 +87,10 @@ def _global(text: str) -> tuple[str, int | bool | float | str]:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from exporter.agent.program import load, make_lookup, plan_bundle  # noqa: PLC0415 - the whole path, for this verb only
-    from exporter.image import Store, default_store_path, fetch, parse_reference  # noqa: PLC0415
-    from exporter.kernel import RingReader  # noqa: PLC0415
+    from exporter.agent.program import load, make_lookup, plan_bundle
+    from exporter.config import ImageConfig
+    from exporter.image import Store, default_store_path, fetch, parse_reference
+    from exporter.kernel import RingReader
 
     names = [name for name, _ in args.globals]
     for name in names:

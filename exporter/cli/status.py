@@ -42,7 +42,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _status(args: argparse.Namespace) -> int:
-    from exporter.agent.status import default_socket  # noqa: PLC0415
+    from exporter.agent.status import default_socket
 
     document = ask(args.status_socket or default_socket())
     known = [image["name"] for image in document["images"]]

@@ -51,13 +51,37 @@ img.store_io           the disk said no
 img.file               a local object file
 img.push               after a push the registry serves something else, or breaks the upload protocol
 ====================== ==========================================================================
+
+Names are imported on first use: a reader of references pays for no HTTP client.
 """
 
-from exporter.image.bundle import Bundle
-from exporter.image.formats import Manifest, host_architecture
-from exporter.image.reference import Digest, Reference, ReferenceKind, parse_reference
-from exporter.image.store import Store, StoredImage, default_store_path
-from exporter.image.transfer import ALL_ARCHITECTURES, fetch, pull_image
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from exporter.image.bundle import Bundle
+    from exporter.image.formats import Manifest, host_architecture
+    from exporter.image.reference import Digest, Reference, ReferenceKind, parse_reference
+    from exporter.image.store import Store, StoredImage, default_store_path
+    from exporter.image.transfer import ALL_ARCHITECTURES, fetch, pull_image
+
+_HOMES = {
+    "ALL_ARCHITECTURES": "transfer",
+    "Bundle": "bundle",
+    "Digest": "reference",
+    "Manifest": "formats",
+    "Reference": "reference",
+    "ReferenceKind": "reference",
+    "Store": "store",
+    "StoredImage": "store",
+    "default_store_path": "store",
+    "fetch": "transfer",
+    "host_architecture": "formats",
+    "parse_reference": "reference",
+    "pull_image": "transfer",
+}
 
 __all__ = [
     "ALL_ARCHITECTURES",
@@ -74,3 +98,11 @@ __all__ = [
     "parse_reference",
     "pull_image",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value

@@ -267,7 +267,7 @@ def test_verb_prints_the_committed_dashboard_of_a_shipped_image(
     name: str, catalog: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One mechanism, not two."""
-    monkeypatch.setattr("exporter.cli.plan.catalog_dir", lambda: catalog.path)
+    monkeypatch.setattr("exporter.resources.catalog_dir", lambda: catalog.path)
     assert main(["dashboard", f"catalog:{name}"]) == 0
     assert capsys.readouterr().out == (DIRECTORY / f"{name}.json").read_text(encoding="utf-8")
 
