@@ -22,6 +22,7 @@ SHARED = {
     "include": ROOT / "_native" / "skep.bpf.h",
     "catalog": ROOT / "build" / "catalog",
     "dashboards": ROOT / "dashboards",
+    "templates": ROOT / "configs" / "templates",
     "agent.yaml": ROOT / "configs" / "agent.yaml",
     "agent.schema.json": ROOT / "configs" / "agent.schema.json",
 }
