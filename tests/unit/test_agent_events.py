@@ -381,7 +381,7 @@ def test_encoding_that_fails_does_not_end_the_metrics_thread() -> None:
     assert sender.bodies
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.lists(st.integers(1, 9), min_size=1, max_size=6),
     st.lists(

@@ -99,7 +99,7 @@ def rules_and_keys(draw: st.DrawFn) -> tuple[LabelRule, bytes]:
     return LabelRule("a.b", decoder, offset, size, signed=draw(st.booleans()), values=values), key
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(rules_and_keys())
 @example((LabelRule("a.b", "int", 0, 64, signed=True), (1 << 63).to_bytes(8, "little")))
 @example((LabelRule("a.b", "uint", 0, 64), b"\xff" * 8))
@@ -115,7 +115,7 @@ def test_native_label_is_what_its_twin_says(case: tuple[LabelRule, bytes]) -> No
     assert native([rule], key) == (prometheus_text(pairs), otlp_attributes(pairs, tag=ATTRIBUTE_OF_POINT))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(rules_and_keys(), st.text(max_size=5))
 def test_rendered_labels_read_back(case: tuple[LabelRule, bytes], tier: str) -> None:
     """Prometheus' own parser and protobuf see what was meant, constants after labels."""

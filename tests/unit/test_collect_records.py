@@ -194,7 +194,7 @@ def test_plan_beyond_its_record_is_refused(plan: StreamPlan) -> None:
         decoder(plan)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(
         st.binary(max_size=40)
@@ -237,7 +237,6 @@ def test_native_events_are_what_their_twin_says(records: list[bytes], rate: int)
 
 
 @given(st.integers(0, 1000), st.lists(st.tuples(st.integers(0, 3 * 10**9), st.integers(0, 50)), max_size=6))
-@settings(deadline=None)
 def test_native_bucket_is_what_its_twin_says(rate: int, steps: list[tuple[int, int]]) -> None:
     """Over time, too."""
     stream, bucket, now_ns = decoder(dataclasses.replace(PLAN, events_per_s=rate)), TokenBucket(rate), NOW
