@@ -143,6 +143,9 @@ class Nothing:
     def stream_counts(self) -> tuple[()]:
         return ()
 
+    def runs_measured(self) -> bool:
+        return True
+
     def otlp_items(self) -> dict[tuple[str, str], int]:
         return {}
 
