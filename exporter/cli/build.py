@@ -27,6 +27,7 @@ from exporter.cli.clang import (
     fetching_atomics,
     first_error,
 )
+from exporter.cli.progress import steps
 from exporter.errors import ConfigError, SkepError
 
 if TYPE_CHECKING:
@@ -63,8 +64,23 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--vmlinux", metavar="ARCH:FILE", action="append", default=[], help="vmlinux.h of an architecture; repeatable"
     )
-    parser.add_argument("--output", metavar="FILE.o", type=Path, help="write this machine's object here; needs no REF")
-    parser.add_argument("--store", metavar="DIR", type=Path, help="where images are kept (default: this user's)")
+    parser.add_argument(
+        "--output",
+        "--output-file",
+        "-o",
+        metavar="FILE.o",
+        type=Path,
+        help="write this machine's object here; needs no REF",
+    )
+    parser.add_argument(
+        "--binary-only", action="store_true", help="make no image, even if REF is given; needs --output"
+    )
+    parser.add_argument(
+        "--local", "-l", action="store_true", help="compile with this machine's clang, as is always done"
+    )
+    parser.add_argument(
+        "--store", "--storage", metavar="DIR", type=Path, help="where images are kept (default: this user's)"
+    )
     parser.add_argument("--catalog", action="store_true", help="build all SRC/NAME/NAME.bpf.c into OCI layout REF")
     parser.set_defaults(run=_run)
 
@@ -75,12 +91,14 @@ def _run(args: argparse.Namespace) -> int:
             raise ConfigError("--catalog needs the OCI layout to write to, after the folder of sources")
         build_catalog(args.source, Path(args.reference), say=print)
         return 0
+    if args.binary_only and not args.output:
+        raise ConfigError("--binary-only needs --output FILE.o, as nothing else would come out")
     if not args.reference and not args.output:
         raise ConfigError("build needs a name for the image (REF), or --output FILE.o for an object without one")
     from exporter.image import Store, default_store_path, parse_reference
 
     # Before clang runs: a misspelt name should not cost a build.
-    reference = parse_reference(args.reference) if args.reference else None
+    reference = parse_reference(args.reference) if args.reference and not args.binary_only else None
     source = Source(
         path=_existing(args.source, "source"),
         include_dirs=tuple(_existing(path, "include folder") for path in args.include_dirs),
@@ -90,7 +108,8 @@ def _run(args: argparse.Namespace) -> int:
     )
     metadata = read_metadata(args.metadata) if args.metadata else {}
     try:
-        built = build(Clang(), source, metadata, warn=_warn)
+        with steps(source.path.name) as step:
+            built = build(Clang(), source, metadata, warn=_warn, step=step)
     except CompileError as error:
         sys.stderr.write(error.diagnostics)
         raise
@@ -121,7 +140,14 @@ class Built:
     plan: Plan
 
 
-def build(clang: Clang, source: Source, metadata: Mapping[str, Any], *, warn: Callable[[str], None]) -> Built:
+def build(
+    clang: Clang,
+    source: Source,
+    metadata: Mapping[str, Any],
+    *,
+    warn: Callable[[str], None],
+    step: Callable[[str], None] = lambda _: None,
+) -> Built:
     """Compile, read back and plan one source for every architecture it is good for.
 
     Args:
@@ -129,6 +155,7 @@ def build(clang: Clang, source: Source, metadata: Mapping[str, Any], *, warn: Ca
         source: What to compile; ``skep.bpf.h`` is found by itself.
         metadata: The image's ``skep`` document, or empty.
         warn: Gets one line for each architecture that was left out, and why.
+        step: Told what begins, for who waits.
 
     Raises:
         CompileError: for this machine, or where the other's ``vmlinux.h`` was given.
@@ -140,13 +167,16 @@ def build(clang: Clang, source: Source, metadata: Mapping[str, Any], *, warn: Ca
     host = host_architecture()
     primary = host if host in TARGET_MACROS else "amd64"
     with tempfile.TemporaryDirectory(prefix="skep-vmlinux-") as work:
+        step(f"compiling for {primary}")
         source, objects = _compile_first(clang, source, primary, Path(work), warn)
         for other in TARGET_MACROS:
             if other == primary:
                 continue
+            step(f"compiling for {other}")
             content = _compile_other(clang, source, primary, other, warn)
             if content is not None:
                 objects[other] = content
+    step("planning what it exports")
     for content in objects.values():
         _check_instructions(source, content)
     return Built(objects, primary, _plan(source, objects, metadata))

@@ -10,6 +10,7 @@ ELF header that proves it is one, nor BTF, plans, kernels or metrics.
     pull_image(reference, store=…)                      -> Digest        into the store only
     Store.add(reference, {"amd64": …}, metadata)        -> Digest        what a build makes
     upload.push_image(reference, store=…)               -> Digest        in a module of its own, for it imports oras
+    archive.open_source(path), copy_image(source, …)    -> Digest        from a layout or archive into the store
 
 Everything raises :class:`~exporter.errors.ImageError` with one of these codes:
 
@@ -48,7 +49,10 @@ img.cache_corrupt      a stored blob or the store's index was altered
 img.not_present        not in the store or layout, and not to be pulled
 img.ambiguous_name     the layout holds several images and none was named
 img.store_io           the disk said no
+img.in_use             the agent runs what is to be removed
+img.tag_exists         the name means another image
 img.file               a local object file
+img.archive            a file that should hold an OCI layout, or cannot be written
 img.push               after a push the registry serves something else, or breaks the upload protocol
 ====================== ==========================================================================
 
@@ -65,7 +69,7 @@ if TYPE_CHECKING:
     from exporter.image.formats import Manifest, host_architecture
     from exporter.image.reference import Digest, Reference, ReferenceKind, parse_reference
     from exporter.image.store import Store, StoredImage, default_store_path
-    from exporter.image.transfer import ALL_ARCHITECTURES, fetch, pull_image
+    from exporter.image.transfer import ALL_ARCHITECTURES, copy_image, fetch, pull_image
 
 _HOMES = {
     "ALL_ARCHITECTURES": "transfer",
@@ -75,6 +79,7 @@ _HOMES = {
     "Reference": "reference",
     "ReferenceKind": "reference",
     "Store": "store",
+    "copy_image": "transfer",
     "StoredImage": "store",
     "default_store_path": "store",
     "fetch": "transfer",
@@ -92,6 +97,7 @@ __all__ = [
     "ReferenceKind",
     "Store",
     "StoredImage",
+    "copy_image",
     "default_store_path",
     "fetch",
     "host_architecture",

@@ -316,6 +316,42 @@ class Store:
                 kept.append(other)
             self._write_index([entry, *kept])
 
+    def forget(self, reference: Reference, in_use: Collection[Digest] = ()) -> _Images:
+        """Forget an image and delete its blobs: a name with all its kept versions, or by digest that one version.
+
+        Args:
+            reference: As it was built or pulled, or with the digest of a version of it.
+            in_use: Digests that may not go, such as those now running.
+
+        Returns:
+            The versions forgotten; none if the store has no such image.
+
+        Raises:
+            ImageError: ``img.in_use``: nothing was forgotten.
+        """
+        name, family = _name(reference), _name(replace(reference, digest=None))
+        if not (self.path / "index.json").exists():
+            return []
+        with self._locked(".lock", fcntl.LOCK_EX):
+            entries = self._entries()
+            leaving = [
+                entry
+                for entry in entries
+                if (_is_named(entry, name) or entry.annotations.get(_REFERENCE) == family)
+                and reference.digest in (None, entry.digest)
+            ]
+            used = next((entry.digest for entry in leaving if entry.digest in in_use), None)
+            if used is not None:
+                raise ImageError(
+                    f"image '{reference}': {used.short} is what the agent runs; take it from its configuration first",
+                    code="img.in_use",
+                )
+            forgotten = [self._describe(entry) for entry in leaving]
+            if leaving:
+                self._write_index([entry for entry in entries if entry not in leaving])
+        self._collect_garbage()
+        return forgotten
+
     def prune(self, keep: int, in_use: Collection[Digest] = ()) -> _Images:
         """Forget all but the newest versions of each reference, then delete blobs nothing names.
 
