@@ -17,6 +17,7 @@ import pytest
 from exporter.image import Store, host_architecture, parse_reference
 from tests.support.images import bpf_elf
 from tests.support.registry import PASSWORD, USER, RunningRegistry, real_registry
+from tests.support.terminal import Terminal
 
 from .harness import ROOT, SKEP
 
@@ -129,27 +130,15 @@ def test_login_uses_the_credential_helper_that_the_file_names(guarded: RunningRe
 
 def test_login_asks_on_a_terminal_without_an_echo(guarded: RunningRegistry, tmp_path: Path) -> None:
     """The password is typed and not seen."""
-    master, slave = pty.openpty()
-    process = subprocess.Popen(
-        [*SKEP, "login", guarded.host, "--auth-file", str(tmp_path / "c.json")],
-        cwd=ROOT, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
-        preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
-    )  # fmt: skip
-    os.close(slave)
-    seen = b""
-    try:
-        for prompt, answer in ((b"Username", USER), (b"Password", PASSWORD)):
-            while prompt not in seen:
-                seen += os.read(master, 4096)
-            time.sleep(0.3)  # getpass empties what was typed before it took the echo away
-            os.write(master, answer.encode() + b"\n")
-        while b"logged in" not in seen:
-            seen += os.read(master, 4096)
-        assert process.wait(20) == 0
-    finally:
-        process.kill()
-        os.close(master)
-    assert PASSWORD.encode() not in seen
+    with Terminal([*SKEP, "login", guarded.host, "--auth-file", str(tmp_path / "c.json")], cwd=ROOT) as terminal:
+        terminal.expect("Username")
+        terminal.press(USER + "\n")
+        terminal.expect("Password")
+        time.sleep(0.3)  # getpass empties what was typed before it took the echo away
+        terminal.press(PASSWORD + "\n")
+        assert terminal.wait() == 0
+        assert "logged in" in terminal.text
+        assert PASSWORD not in terminal.text
     assert (tmp_path / "c.json").exists()
 
 
