@@ -38,6 +38,7 @@ from exporter import kernel
 from exporter.config import AgentConfig, settings_from_environment
 from exporter.errors import ExportError, ImageError, KernelError, PlanError, Problems, SkepError
 from exporter.export import prometheus
+from exporter.export.account import Account
 from exporter.export.prometheus import Exposition
 from exporter.export.server import Handlers, MetricsServer, Scrape, UnknownCollectorError
 from exporter.image import Store, default_store_path
@@ -268,6 +269,9 @@ class Agent:
         for image in (*self.images, *self._retired):
             image.stop(leave=leave)
         self._outlets.flush_events(left_s(0.5))
+        left = sum(counts.queued for counts in self._ledger.counts())
+        if left:
+            log.warn("events are lost: their receiver did not let go of them in time", records=left)
         self._server.close()
         if self._status is not None:
             self._status.wake()
@@ -508,9 +512,6 @@ class Agent:
 
     def document(self) -> Document:
         """What ``skep status`` shows."""
-        items: dict[str, dict[str, int]] = {}
-        for (signal_name, outcome), count in self.otlp_items().items():
-            items.setdefault(signal_name, {})[outcome] = count
         counts = self._ledger.counts()
         return {
             "version": DOCUMENT_VERSION,
@@ -523,7 +524,10 @@ class Agent:
             "reload_success_time": self._reload.success_time_s,
             "reload_error": self._reload.error,
             "stuck": self._parts.stuck(),
-            "otlp": items,
+            "otlp": {
+                signal_name: {"accepted": each.accepted, "rejected": each.rejected, "failed": each.failed}
+                for signal_name, each in self.otlp_accounts().items()
+            },
             "lines": dict(self.line_counts()),
             "images": [image.document(counts, self._rates) for image in self.images],
         }
@@ -540,9 +544,9 @@ class Agent:
         """Every stream's account at one instant."""
         return self._ledger.counts()
 
-    def otlp_items(self) -> Mapping[tuple[str, str], int]:
-        """Items posted over OTLP."""
-        return self._outlets.otlp_items()
+    def otlp_accounts(self) -> Mapping[str, Account]:
+        """What became of everything posted over OTLP, by signal."""
+        return self._outlets.otlp_accounts()
 
     def line_counts(self) -> Mapping[str, int]:
         """Records by what became of their JSON lines."""

@@ -15,8 +15,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from exporter.export import otlp
+from exporter.export.account import Account
 from exporter.export.metrics import SMALLEST_REQUEST_BYTES, MetricsExport
 from exporter.export.otlp import Request
+from exporter.export.outcome import stopped
 from exporter.export.sender import OtlpSender, Outcome, Verdict
 from exporter.model import Resource
 
@@ -35,36 +37,29 @@ class _Delivery:
 
     def __init__(self, sender: OtlpSender, signal: str) -> None:
         self._sender = sender
-        self._signal = signal
+        self.signal = signal
         self._repeats = log.Repeats()
         self.beat_s = time.monotonic()
 
-    def items(self) -> dict[tuple[str, str], int]:
-        """Items so far by signal and outcome."""
-        account = self._sender.account
-        return {
-            (self._signal, "accepted"): account.accepted,
-            (self._signal, "rejected"): account.rejected,
-            (self._signal, "failed"): account.failed,
-        }
+    def account(self) -> Account:
+        """What became of everything so far."""
+        return self._sender.account
 
     def _tell(self, outcome: Outcome, items: int) -> None:
         """Log a failure once and the recovery from it."""
         if outcome.verdict is Verdict.STOPPED:
             return
         if outcome.accepted and not outcome.rejected_items:
-            failures = self._repeats.clear(self._signal)
+            failures = self._repeats.clear(self.signal)
             if failures:
-                log.info(
-                    "receiver takes data again", signal=self._signal, url=self._sender.url, after_failures=failures
-                )
+                log.info("receiver takes data again", signal=self.signal, url=self._sender.url, after_failures=failures)
             return
         # A message may hold a count that differs each time; its cause does not.
-        count = self._repeats.count(self._signal, outcome.cause)
+        count = self._repeats.count(self.signal, outcome.cause)
         if count:
             log.warn(
                 "receiver refused items" if outcome.accepted or not outcome.retryable else "receiver is not available",
-                signal=self._signal,
+                signal=self.signal,
                 url=self._sender.url,
                 reason=outcome.message,
                 items=outcome.rejected_items or items,
@@ -90,6 +85,10 @@ class MetricsDelivery(_Delivery):
         self._take = take
         self._interval_s = interval_s
         self.export = export
+
+    def account(self) -> Account:
+        """What became of everything so far, and what is in hand."""
+        return replace(super().account(), pending=self.export.in_hand, forgotten=self.export.forgotten)
 
     def inherit(self, other: MetricsDelivery) -> None:
         """Go on where another delivery to the same receiver ended; neither may be running."""
@@ -131,6 +130,10 @@ class LogsDelivery(_Delivery):
         self._torn = False
         self._requests: deque[Request] = deque()
 
+    def account(self) -> Account:
+        """What became of everything so far, and what is in hand."""
+        return replace(super().account(), pending=sum(request.items for request in list(self._requests)))
+
     def run(self, stop: threading.Event) -> None:
         """Post until ``stop`` is set; what is then in hand stays for :meth:`flush`."""
         while not stop.is_set():
@@ -150,6 +153,9 @@ class LogsDelivery(_Delivery):
                 self._offer(late, end)
                 if late.is_set() or time.monotonic() >= end:
                     break
+        for request in self._requests:  # offered, and never answered
+            self._sender.settle(stopped(), request.items)
+        self._requests.clear()
         left = [*self._held, *self._queue.take(1 << 62)]
         for parcel in left:
             self._ledger.settle(parcel.image, parcel.stream, dropped=parcel.records, reason="shutdown")
@@ -161,6 +167,7 @@ class LogsDelivery(_Delivery):
         """Put what is in hand back, for another delivery from the same queue."""
         if self._torn:  # some of its records were answered already, and they cannot be told from the others
             torn = self._held.pop(0)
+            self._sender.settle(stopped(), torn.records)
             self._ledger.settle(torn.image, torn.stream, dropped=torn.records, reason="reload")
         self._queue.give_back(self._held)
         self._held = []

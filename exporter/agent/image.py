@@ -506,6 +506,7 @@ class Image:
             series=program.series,
             folded=program.folded,
             map_entries=dict(program.map_entries),
+            streams={stream.name: bool(stream.plan.lost_map) for stream in program.streams},
             lost=dict(program.lost),
             ring_fill={stream.name: stream.fill_ratio_max for stream in program.streams},
             scrape_s=last.took_s,

@@ -10,10 +10,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from exporter.config import AgentConfig, JsonEventsConfig, OtlpConfig
+from exporter.export.account import Account
 from exporter.model import Resource, Scope
 
 from . import log
@@ -77,7 +78,7 @@ class Outlets:
         self._otlp = _Otlp(OtlpConfig(), Resource(), None, None)
         self._lines = _Lines(JsonEventsConfig(), None)
         self._stops: dict[str, threading.Event] = {}
-        self._items_before: dict[tuple[str, str], int] = {}
+        self._accounts_before: dict[str, Account] = {}
 
     @property
     def writes_lines(self) -> bool:
@@ -177,8 +178,10 @@ class Outlets:
         for delivery in (metrics, logs):
             if delivery is not None:
                 delivery.close()
-                for key, count in delivery.items().items():
-                    self._items_before[key] = self._items_before.get(key, 0) + count
+                # What is in hand is the next one's, which tells of it.
+                ended = replace(delivery.account(), pending=0)
+                before = self._accounts_before.get(delivery.signal, Account())
+                self._accounts_before[delivery.signal] = before + ended
 
     def stop_threads(self, deadline_s: float) -> None:
         """End all threads; what is queued stays for :meth:`flush_metrics` and :meth:`flush_events`."""
@@ -206,14 +209,13 @@ class Outlets:
             self._otlp.logs.flush(deadline_s)
             self._otlp.logs.close()
 
-    def otlp_items(self) -> Mapping[tuple[str, str], int]:
-        """Items posted over OTLP, by signal and outcome."""
-        items = dict(self._items_before)
+    def otlp_accounts(self) -> Mapping[str, Account]:
+        """What became of everything posted over OTLP, by signal."""
+        accounts = dict(self._accounts_before)
         for delivery in (self._otlp.metrics, self._otlp.logs):
             if delivery is not None:
-                for key, count in delivery.items().items():
-                    items[key] = items.get(key, 0) + count
-        return items
+                accounts[delivery.signal] = accounts.get(delivery.signal, Account()) + delivery.account()
+        return accounts
 
     def line_counts(self) -> Mapping[str, int]:
         """Records by what became of their lines; empty if none were ever wanted."""

@@ -10,12 +10,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from exporter.export.account import DURATION_BOUNDS_S, Account
 from exporter.export.prometheus import Exposition, registry_text
 from exporter.kernel import ProgramUsage
 from exporter.resources import version
@@ -56,6 +58,7 @@ class ImageStatus:
         attached: Each program and whether it is attached.
         usage: What each program has used since the image runs, over its upgrades.
         map_entries: Map name to rows seen by the last read and rows it can hold; not of arrays.
+        streams: Each stream and whether its program counts what it could not put into the ring.
         lost: Stream to records its program could not put into the ring.
         ring_fill: Stream to the highest share of its ring seen filled, 0 to 1.
         scrape_s: Seconds the last read took; None before the first.
@@ -75,6 +78,7 @@ class ImageStatus:
     series: int = 0
     folded: int = 0
     map_entries: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    streams: Mapping[str, bool] = field(default_factory=dict)
     lost: Mapping[str, int] = field(default_factory=dict)
     ring_fill: Mapping[str, float] = field(default_factory=dict)
     scrape_s: float | None = None
@@ -89,8 +93,8 @@ class Source(Protocol):
         """Whether the kernel counts runs of programs and their time."""
 
     def stream_counts(self) -> Sequence[StreamCounts]: ...
-    def otlp_items(self) -> Mapping[tuple[str, str], int]:
-        """Items by signal (metrics, logs) and outcome (accepted, rejected, failed)."""
+    def otlp_accounts(self) -> Mapping[str, Account]:
+        """What became of everything posted over OTLP, by signal (metrics, logs)."""
 
     def line_counts(self) -> Mapping[str, int]:
         """Records by what became of their JSON lines (written, dropped)."""
@@ -132,12 +136,7 @@ class OwnMetrics(Collector):
         yield from self._images(images)
         yield from self._programs(images, runs=self._source.runs_measured())
         yield from self._events(self._source.stream_counts())
-        yield _counter(
-            "skep_otlp_items",
-            "Data points and log records posted over OTLP, by what became of them.",
-            ("signal", "outcome"),
-            self._source.otlp_items().items(),
-        )
+        yield from self._otlp(self._source.otlp_accounts())
         yield _counter(
             "skep_json_events",
             "Records sent to the JSON lines of events.json, by what became of them.",
@@ -215,6 +214,16 @@ class OwnMetrics(Collector):
         yield _gauge(
             "skep_map_max_entries", "Rows the map can hold.", ("image", "map"), [(k, v[1]) for k, v in entries]
         )
+        yield _gauge(
+            "skep_stream_info",
+            "Stream that is read; lost says whether records its full ring could not take are counted or unknown.",
+            ("image", "stream", "lost"),
+            [
+                ((i.name, stream, "counted" if counted else "unknown"), 1)
+                for i in images
+                for stream, counted in i.streams.items()
+            ],
+        )
         yield _counter(
             "skep_ring_lost",
             "Records the program could not put into its full ring, as it counted them; absent where it does not count.",
@@ -270,6 +279,44 @@ class OwnMetrics(Collector):
                 labels,
                 [(key, usage.time_ns / 1e9) for key, usage in used],
             )
+
+    @staticmethod
+    def _otlp(accounts: Mapping[str, Account]) -> Iterable[Metric]:
+        yield _counter(
+            "skep_otlp_items",
+            "Data points and log records posted over OTLP, by what became of them.",
+            ("signal", "outcome"),
+            [
+                ((signal, outcome), count)
+                for signal, a in accounts.items()
+                for outcome, count in (("accepted", a.accepted), ("rejected", a.rejected), ("failed", a.failed))
+            ],
+        )
+        yield _gauge(
+            "skep_otlp_items_pending",
+            "Data points and log records of requests that have no final answer yet.",
+            ("signal",),
+            [((signal,), a.pending) for signal, a in accounts.items()],
+        )
+        yield _counter(
+            "skep_otlp_series_forgotten",
+            "Series whose end, or last gains, were not told because too many left while the receiver was away.",
+            ("signal",),
+            [((signal,), a.forgotten) for signal, a in accounts.items() if signal == "metrics"],
+        )
+        yield _counter(
+            "skep_otlp_requests",
+            "Attempts to post, by how they ended: ok, partial, http_STATUS, grpc_STATUS, timeout, connect, tls, ….",
+            ("signal", "cause"),
+            [((signal, cause), count) for signal, a in accounts.items() for cause, count in sorted(a.requests.items())],
+        )
+        durations = HistogramMetricFamily(
+            "skep_otlp_request_duration_seconds", "Time an attempt to post took.", labels=("signal",)
+        )
+        for signal, a in accounts.items():
+            edges = [*map(str, DURATION_BOUNDS_S), "+Inf"]
+            durations.add_metric([signal], list(zip(edges, accumulate(a.durations), strict=True)), a.duration_s)
+        yield durations
 
     @staticmethod
     def _events(streams: Sequence[StreamCounts]) -> Iterable[Metric]:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 from exporter.kernel.features import probe
 from exporter.kernel.usage import SYSCTL
+from tests.support.otlp_receiver import Answer, OtlpReceiver
 
 from .harness import Agent, Page, running_agent
 from .objects import counting, make_calls, write
@@ -111,3 +113,75 @@ def test_scrape_answers_by_its_deadline_with_what_it_has(tmp_path: Path) -> None
         assert patient.sum("ebpf_calls_total") == 7
         [line] = agent.lines("a scraper's deadline came before all images were read")
         assert line["images"] == "calls"
+
+
+# ---- what a receiver takes, and what nobody can know ----
+
+
+def test_posting_says_how_long_it_takes_and_what_is_in_hand(tmp_path: Path) -> None:
+    """Per signal, by cause; over a change of the configuration counts go on; the receiver gets these numbers too."""
+    with OtlpReceiver() as receiver:
+        config = (
+            f"images: [{image(tmp_path)}]\n"
+            f"otlp: {{endpoint: '{receiver.endpoint}', metrics: {{interval: 1s, temporality: delta}}}}\n"
+        )
+        with running_agent(tmp_path, config) as agent:
+            agent.wait_states(calls="running")
+            make_calls(10)
+            page = agent.wait(
+                lambda page: (
+                    page.sum("skep_otlp_items_total", signal="logs", outcome="accepted") == 10
+                    and page.sum("skep_otlp_requests_total", signal="metrics", cause="ok") > 0
+                )
+            )
+            for signal_name in ("logs", "metrics"):
+                attempts = page.sum("skep_otlp_requests_total", signal=signal_name)
+                assert page.all("skep_otlp_request_duration_seconds_count", signal=signal_name) == [attempts]
+                assert page.sum("skep_otlp_request_duration_seconds_sum", signal=signal_name) > 0
+                assert page.all("skep_otlp_items_pending", signal=signal_name) == [0]
+            assert page.all("skep_otlp_series_forgotten_total", signal="metrics") == [0]
+            reload(agent, config + "resource: {attributes: {a: b}}")
+            later = agent.scrape()
+            for name in ("skep_otlp_requests_total", "skep_otlp_request_duration_seconds_count"):
+                assert later.sum(name) >= page.sum(name)
+            receiver.answer(Answer(503, headers={"Retry-After": "1"}))
+            make_calls(5)
+            page = agent.wait(lambda page: page.sum("skep_otlp_items_pending", signal="metrics") > 0)
+            page = agent.wait(lambda page: page.sum("skep_otlp_items_pending", signal="logs") == 5)
+            assert page.sum("skep_events_queued") == 5
+            receiver.answer(Answer())
+            agent.wait(lambda page: page.sum("skep_events_exported_total") == 15)
+            agent.wait(lambda page: page.sum("skep_otlp_items_pending") == 0)
+        names = {
+            metric.name
+            for request in receiver.metrics()
+            for resource in request.resource_metrics
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+        }
+        assert "skep_otlp_request_duration_seconds" in names
+
+
+def test_loss_that_nobody_counts_is_said_to_be_unknown(tmp_path: Path) -> None:
+    """The program does not count what its full ring could not take, and nobody else can."""
+    with running_agent(tmp_path, f"images: [{image(tmp_path)}]") as agent:
+        page = agent.wait_states(calls="running")
+        assert page.all("skep_stream_info", image="calls", lost="unknown") == [1]
+        assert page.all("skep_stream_info", lost="counted") == []
+        assert page.all("skep_ring_lost_total") == []
+
+
+def test_events_whose_receiver_hangs_at_the_end_are_not_lost_in_silence(tmp_path: Path) -> None:
+    """Whatever is still queued when the agent ends is said."""
+    with OtlpReceiver([Answer(silent=True)]) as receiver:
+        config = f"images: [{image(tmp_path)}]\notlp: {{endpoint: '{receiver.endpoint}', metrics: {{enabled: false}}}}"
+        with running_agent(tmp_path, config) as agent:
+            agent.wait_states(calls="running")
+            make_calls(12)
+            agent.wait(lambda page: page.sum("skep_events_queued") == 12)
+            time.sleep(0.5)
+            assert agent.stop() == 0
+            told = agent.lines("events dropped at the end") + agent.lines(
+                "events are lost: their receiver did not let go of them in time"
+            )
+            assert sum(int(str(line["records"])) for line in told) == 12

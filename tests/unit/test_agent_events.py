@@ -318,10 +318,12 @@ def test_request_is_offered_until_it_is_answered() -> None:
 
 
 def test_what_cannot_be_delivered_in_time_is_dropped_at_the_end() -> None:
-    """In hand or in the queue: each record is counted."""
-    logs, ledger, _ = delivery(FakeSender(AWAY), 3, 2)
+    """In hand or in the queue: each record is counted; what was offered is also what OTLP failed to deliver."""
+    sender = FakeSender(AWAY)
+    logs, ledger, _ = delivery(sender, 3, 2)
     logs.flush(0.05)
     assert ends(ledger) == [(0, 0, 3), (0, 0, 2)]
+    assert sender.settled == [(Verdict.STOPPED, 5)]
 
 
 def test_parcel_larger_than_a_request_is_settled_by_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,10 +336,39 @@ def test_parcel_larger_than_a_request_is_settled_by_its_parts(monkeypatch: pytes
     sender = FakeSender(ACCEPTED, REFUSED, AWAY)
     logs, ledger, queue = delivery(sender, 10)
     logs.flush(0.05)
-    parts = [items for _, items in sender.settled]
-    assert len(parts) == 2
-    assert ends(ledger) == [(parts[0], parts[1], 10 - sum(parts))]
+    accepted, refused, *given_up = sender.settled
+    assert [accepted[0], refused[0], *{verdict for verdict, _ in given_up}] == [
+        Verdict.ACCEPTED,
+        Verdict.REJECTED,
+        Verdict.STOPPED,
+    ]
+    left = sum(items for _, items in given_up)
+    assert ends(ledger) == [(accepted[1], refused[1], left)]
+    assert logs.account().pending == 0
     assert queue.take(1) == []
+
+
+def test_parcel_that_is_answered_in_part_ends_with_its_delivery(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another delivery cannot tell its records apart: it is dropped and, over OTLP, failed; others are handed on."""
+    from exporter.agent import delivery as module
+    from exporter.export import otlp
+
+    whole = otlp.logs
+    monkeypatch.setattr(module.otlp, "logs", lambda resource, records: whole(resource, records, 60))
+    sender = FakeSender(ACCEPTED, Outcome(Verdict.STOPPED, cause="stopped"))
+    logs, ledger, queue = delivery(sender, 10, 4)
+    assert logs._pick()
+    logs._offer(threading.Event(), float("inf"))
+    assert logs.account().pending == 14 - sender.settled[0][1]
+    logs.give_back()
+    (_, accepted), (verdict, failed) = sender.settled
+    assert (verdict, accepted + failed) == (Verdict.STOPPED, 10)
+    assert [(count.exported, sum(count.dropped.values()), count.queued) for count in ledger.counts()] == [
+        (accepted, failed, 0),
+        (0, 0, 4),
+    ]
+    assert [parcel.records for parcel in queue.take(1)] == [4]
+    assert logs.account().pending == 0
 
 
 def test_stopped_delivery_keeps_what_it_holds_for_the_flush() -> None:

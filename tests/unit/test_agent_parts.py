@@ -22,6 +22,7 @@ from exporter.agent.events import EventReader
 from exporter.agent.systemd import Notifier
 from exporter.agent.telemetry import STATES, ImageStatus, OwnMetrics, StreamCounts, Upgrades
 from exporter.config import AgentConfig, StoreConfig
+from exporter.export.account import Account
 from exporter.kernel import ProgramUsage
 
 
@@ -185,6 +186,7 @@ class Source:
             series=7,
             folded=2,
             map_entries={"queries": (5, 1024)},
+            streams={"dns.query": True, "dns.other": False},
             lost={"dns.query": 9},
             ring_fill={"dns.query": 0.5},
             scrape_s=0.25,
@@ -198,8 +200,9 @@ class Source:
     def runs_measured(self) -> bool:
         return True
 
-    def otlp_items(self) -> dict[tuple[str, str], int]:
-        return {("logs", "accepted"): 1}
+    def otlp_accounts(self) -> dict[str, Account]:
+        logs = Account(accepted=1, pending=6).attempted("ok", 100, 0.05).attempted("http_503", 100, 99.0)
+        return {"logs": logs, "metrics": Account(forgotten=8)}
 
     def line_counts(self) -> dict[str, int]:
         return {"written": 4, "dropped": 3}
@@ -246,6 +249,17 @@ def test_own_metrics_say_what_the_agent_knows() -> None:
         ("skep_events_dropped_total", dns, ("reason", "rate"), stream): 8,
         ("skep_events_queued", dns, stream): 4,
         ("skep_otlp_items_total", ("outcome", "accepted"), ("signal", "logs")): 1,
+        ("skep_otlp_items_total", ("outcome", "failed"), ("signal", "metrics")): 0,
+        ("skep_otlp_items_pending", ("signal", "logs")): 6,
+        ("skep_otlp_series_forgotten_total", ("signal", "metrics")): 8,
+        ("skep_otlp_requests_total", ("cause", "http_503"), ("signal", "logs")): 1,
+        ("skep_otlp_request_duration_seconds_bucket", ("le", "0.025"), ("signal", "logs")): 0,
+        ("skep_otlp_request_duration_seconds_bucket", ("le", "0.05"), ("signal", "logs")): 1,
+        ("skep_otlp_request_duration_seconds_bucket", ("le", "30.0"), ("signal", "logs")): 1,
+        ("skep_otlp_request_duration_seconds_bucket", ("le", "+Inf"), ("signal", "logs")): 2,
+        ("skep_otlp_request_duration_seconds_sum", ("signal", "logs")): 99.05,
+        ("skep_stream_info", dns, ("lost", "counted"), stream): 1,
+        ("skep_stream_info", dns, ("lost", "unknown"), ("stream", "dns.other")): 1,
         ("skep_json_events_total", ("outcome", "dropped")): 3,
         ("skep_config_last_reload_successful",): 0,
         ("skep_config_last_reload_success_timestamp_seconds",): 1.5e9,
