@@ -44,6 +44,16 @@ def shipped(name: str, *cflags: str) -> bytes:
     return image.objects[image.primary]
 
 
+def smaller(name: str, folder: Path, *replaced: str) -> bytes:
+    """A shipped image's object, compiled anew with a text of its source (a map's size) replaced by another."""
+    old, new = replaced
+    for path in (*CATALOG.glob("*.h"), *(CATALOG / name).glob("*.c")):
+        copy = folder / path.relative_to(CATALOG)
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_text(path.read_text().replace(old, new) if path.suffix == ".c" else path.read_text())
+    return Clang().compile(Source(folder / name / f"{name}.bpf.c", include_dirs=(ROOT / "_native",)), "amd64")
+
+
 @functools.cache
 def referee() -> bytes:
     """The referee's object. It exports nothing, so it is compiled and not planned."""
@@ -66,7 +76,19 @@ def test_shipped_program_loads_and_attaches_here(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "switch"),
-    [("runqueue-latency", "by_cgroup"), ("process-exits", "by_cgroup"), ("tcp-states", "events_enabled")],
+    [
+        ("active-connections", "by_cgroup"),
+        ("file-opens", "by_cgroup"),
+        ("file-opens", "events_enabled"),
+        ("process-exits", "by_cgroup"),
+        ("runqueue-latency", "by_cgroup"),
+        ("tcp-connect-latency", "by_cgroup"),
+        ("tcp-connect-latency", "by_port"),
+        ("tcp-connects", "by_cgroup"),
+        ("tcp-retransmits", "by_cgroup"),
+        ("tcp-retransmits", "events_enabled"),
+        ("tcp-states", "events_enabled"),
+    ],
 )
 def test_shipped_program_loads_with_its_switch_on(name: str, switch: str) -> None:
     """What a switch turns on is dead code to the verifier while it is off."""
@@ -151,14 +173,9 @@ def test_process_whose_threads_end_together_is_counted_once(cflags: tuple[str, .
 @needs_cgroup2
 def test_process_exits_beyond_the_map_take_the_place_of_the_oldest(tmp_path: Path) -> None:
     """A full map goes on counting what is new: codes x groups are unbounded over a host's life."""
-    source = tmp_path / "process-exits" / "process-exits.bpf.c"
-    source.parent.mkdir()
-    text = (CATALOG / "process-exits" / "process-exits.bpf.c").read_text().replace("8192", "4")
-    source.write_text(text)
-    (tmp_path / "kernel.h").write_text((CATALOG / "kernel.h").read_text())
     with (
         workload.control_group("skep-full") as (group, group_id),
-        loaded(Clang().compile(Source(source, include_dirs=(ROOT / "_native",)), "amd64"), {"by_cgroup": 1}) as program,
+        loaded(smaller("process-exits", tmp_path, "8192", "4"), {"by_cgroup": 1}) as program,
     ):
         workload.run_in_group(group, "for code in range(100, 120):\n    os.fork() or os._exit(code)\n    os.wait()\n")
         rows = {key[1]: row[""] for key, row in program.rows("exits").items() if key[3] == group_id}
@@ -325,10 +342,10 @@ def test_tcp_event_names_both_ends_of_the_connection() -> None:
             port = listener.getsockname()[1]
             with socket.create_connection(("127.0.0.1", port)) as client:
                 own_port = client.getsockname()[1]
-        seen = [record for record in program.records("events") if record["local_port"] == own_port]
+        seen = [record for record in program.records("events") if record["ends.local_port"] == own_port]
     connected = next(record for record in seen if record["change.new_state"] == ESTABLISHED)
-    assert socket.ntohs(connected["remote_port"]) == port
-    assert connected["remote_address"].to_bytes(16, "little") == bytes(10) + b"\xff\xff\x7f\x00\x00\x01"
+    assert socket.ntohs(connected["ends.remote_port"]) == port
+    assert connected["ends.remote_address"].to_bytes(16, "little") == bytes(10) + b"\xff\xff\x7f\x00\x00\x01"
 
 
 def test_tcp_events_are_not_made_unless_asked_for() -> None:
@@ -518,13 +535,7 @@ def test_tasks_that_do_not_wait_leave_nothing_behind() -> None:
 @needs_cgroup2
 def test_full_map_forgets_removed_groups_before_living_ones(tmp_path: Path) -> None:
     """With room for few groups, those that are gone make way and no wait is missed."""
-    source = tmp_path / "runqueue-latency" / "runqueue-latency.bpf.c"
-    source.parent.mkdir()
-    text = (CATALOG / "runqueue-latency" / "runqueue-latency.bpf.c").read_text().replace("1024", "24")
-    source.write_text(text)
-    (tmp_path / "kernel.h").write_text((CATALOG / "kernel.h").read_text())
-    content = Clang().compile(Source(source, include_dirs=(ROOT / "_native",)), "amd64")
-    with loaded(content, {"by_cgroup": 1}) as program:
+    with loaded(smaller("runqueue-latency", tmp_path, "1024", "24"), {"by_cgroup": 1}) as program:
         time.sleep(0.2)
         missed_before = program.total("missed")
         for index in range(60):

@@ -58,10 +58,16 @@ def test_shipped_configurations_are_read() -> None:
         "block-latency": True,
         "process-exits": True,
         "tcp-states": True,
+        "oom-kills": True,
         "syscalls": False,
+        "file-opens": False,
     }
+    everything = config.parse(everything_on().replace("/etc/skep/token", "/dev/null"), "/etc/skep/agent.yaml",
+                              environment={"CREDENTIALS_DIRECTORY": "/run/x"})  # fmt: skip
+    catalog = {path.parent.name for path in (CONFIGS / "catalog").glob("*/*.bpf.c")}
+    assert {image.name for image in everything.images} - {"dns"} == catalog, "every image is shown, on or off"
     run = config.load([CONFIGS / "run.yaml"], environment={})
-    assert [image.name for image in run.images] == [image.name for image in agent.images]
+    assert {image.name for image in run.images} == catalog
     assert all(image.enabled for image in run.images)
     with_collector = config.load(
         [CONFIGS / "run.yaml", *sorted((CONFIGS / "run.d").glob("*.yaml"))],
