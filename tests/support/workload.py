@@ -28,11 +28,11 @@ def cgroup2_root() -> Path | None:
 
 
 @contextmanager
-def control_group(name: str) -> Iterator[tuple[Path, int]]:
-    """A new cgroup2 group and its id; it must be empty at the end."""
+def control_group(name: str, suffix: str = "") -> Iterator[tuple[Path, int]]:
+    """A new cgroup2 group and its id; it must be empty at the end. Suffix ``.service`` makes it look like a unit."""
     root = cgroup2_root()
     assert root, "no cgroup2 hierarchy that may be written to"
-    path = root / f"{name}-{os.getpid()}"
+    path = root / f"{name}-{os.getpid()}{suffix}"
     path.mkdir()
     try:
         yield path, path.stat().st_ino
@@ -105,7 +105,9 @@ def conversation_in_group(group: Path, code: str) -> Iterator[Callable[[str], st
 
 
 @contextmanager
-def memory_limited_group(name: str, limit: int) -> Iterator[tuple[list[Path], int, Callable[[], int]]]:
+def memory_limited_group(
+    name: str, limit: int, suffix: str = ""
+) -> Iterator[tuple[list[Path], int, Callable[[], int]]]:
     """A control group whose processes may use no more than ``limit`` bytes.
 
     Yields:
@@ -115,7 +117,7 @@ def memory_limited_group(name: str, limit: int) -> Iterator[tuple[list[Path], in
     Raises:
         OSError: this machine has no memory controller that we may use.
     """
-    with control_group(name) as (path, group_id):
+    with control_group(name, suffix) as (path, group_id):
         root = path.parent
         if "memory" in (root / "cgroup.controllers").read_text().split():
             (root / "cgroup.subtree_control").write_text("+memory")
