@@ -1,12 +1,13 @@
 """The shipped images as a user runs them: the very bytes of the built catalog, through the agent, to a scrape.
 
 ``tests/kernel`` judges each program by a referee; here the question is whether
-all five run together on this kernel and what is known to have happened arrives
+all of them run together on this kernel and what is known to have happened arrives
 under its public name.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -22,6 +23,7 @@ from pathlib import Path
 import pytest
 
 from exporter.config import load
+from tests.support import workload
 from tests.support.libbpf import can_load
 
 ROOT = Path(__file__).parents[3]
@@ -33,21 +35,34 @@ pytestmark = [
     ),
 ]
 
-IMAGES = ("block-latency", "process-exits", "runqueue-latency", "syscalls", "tcp-states")
+IMAGES = (
+    "active-connections", "block-latency", "file-opens", "oom-kills", "process-exits", "runqueue-latency", "syscalls",
+    "tcp-connect-latency", "tcp-connects", "tcp-retransmits", "tcp-states",
+)  # fmt: skip
 EXIT_CODE = 93
 EXITS, CONNECTIONS, FAILURES, WRITES, NAPS = 40, 30, 50, 20, 100
+KEPT, REFUSED, OPENS, KILLS = 10, 25, 60, 2
 
 #: What the work below must add to each series, found by a pattern of its labels.
 #: The kernel and this process do more of most of these, so they are lower bounds;
 #: an exit code and an error that nobody else makes are exact.
 AT_LEAST = {
+    "active-connections": (r'ebpf_tcp_connections_active\{direction="inbound",family="ipv4"', KEPT),
     "block-latency": (r'ebpf_block_request_duration_seconds_count\{.*operation="write"', WRITES),
+    "file-opens": (r'ebpf_file_open_errors_total\{errno="ENOTDIR"', OPENS),
+    "oom-kills": (r"ebpf_oom_kills_total", KILLS),
     "process-exits": (rf'ebpf_process_exits_total\{{reason="exited",code="{EXIT_CODE}"', EXITS),
     "runqueue-latency": (r"ebpf_runqueue_latency_seconds_count", NAPS),
     "syscalls": (r'ebpf_syscall_errors_total\{syscall="rmdir",errno="ENOTEMPTY"', FAILURES),
+    "tcp-connect-latency": (r'ebpf_tcp_connect_duration_seconds_count\{family="ipv4"', CONNECTIONS + KEPT),
+    "tcp-connects": (
+        r'ebpf_tcp_connect_errors_total\{family="ipv4",server_port="1",errno="ECONNREFUSED"',
+        REFUSED,
+    ),
+    "tcp-retransmits": (r'ebpf_tcp_retransmits_total\{segment="data",family="ipv4"', 1),
     "tcp-states": (r'ebpf_tcp_state_changes_total\{old_state="close",new_state="syn_sent",family="ipv4"', CONNECTIONS),
 }
-EXACT = {"process-exits", "syscalls"}
+EXACT = {"oom-kills", "process-exits", "syscalls", "tcp-connects"}
 
 
 class Agent:
@@ -109,8 +124,8 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
         print(log.read_text())
 
 
-def work() -> None:
-    """Do a known number of things that each of the images sees."""
+def work(kept: contextlib.ExitStack) -> None:
+    """Do a known number of things that each of the images sees; connections that are kept stay open for a while."""
     for _ in range(EXITS):
         child = os.fork()
         if child == 0:
@@ -120,8 +135,27 @@ def work() -> None:
         for _ in range(CONNECTIONS):
             with socket.create_connection(server.getsockname()):
                 server.accept()[0].close()
+    with socket.create_server(("127.0.0.1", 0), backlog=KEPT) as server:
+        for _ in range(KEPT):
+            client = kept.enter_context(socket.create_connection(server.getsockname()))
+            taken = kept.enter_context(server.accept()[0])
+    deaf: dict[str, Callable[[socket.socket, bool], None]] = {}
+    exec("import ctypes, socket, struct\n" + workload.DEAF, deaf)
+    deaf["deaf"](taken, True)
+    client.send(b"x")
+    time.sleep(0.5)
+    deaf["deaf"](taken, False)
+    for _ in range(REFUSED):
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", 1))
+    with workload.memory_limited_group("skep-image", 48 << 20) as (files, _, _):
+        for _ in range(KILLS):
+            assert workload.use_memory_until_killed(files) == signal.SIGKILL
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "file").touch()
+        for _ in range(OPENS):
+            with pytest.raises(NotADirectoryError):
+                os.open(Path(folder, "file"), os.O_RDONLY | os.O_DIRECTORY)
         for _ in range(FAILURES):
             with pytest.raises(OSError, match="not empty"):
                 Path(folder).rmdir()
@@ -137,15 +171,16 @@ def work() -> None:
 def added(agent: Agent) -> dict[str, float]:
     """Image to what the work added to its series."""
     before = {image: agent.value(pattern) for image, (pattern, _) in AT_LEAST.items()}
-    work()
-    return {image: agent.value(pattern) - before[image] for image, (pattern, _) in AT_LEAST.items()}
+    with contextlib.ExitStack() as kept:
+        work(kept)
+        return {image: agent.value(pattern) - before[image] for image, (pattern, _) in AT_LEAST.items()}
 
 
 @pytest.mark.parametrize("image", IMAGES)
 def test_shipped_image_runs_in_the_agent(
     agent: Agent, image: str, record_property: Callable[[str, object], None]
 ) -> None:
-    """It is loaded and attached whole, beside the other four."""
+    """It is loaded and attached whole, beside the others."""
     record_property("matrix", f"image/{image}")
     refusals = [
         line for line in agent.log.read_text().splitlines() if f"image={image} " in line and "running" not in line
