@@ -70,10 +70,17 @@ build/catalog/index.json: $(STAMPS)/native $(CATALOG)
 	@$(BIN)/python -m exporter.cli.build --catalog configs/catalog build/catalog
 	@touch $@
 
+$(STAMPS)/package: $(STAMPS)/native | $(STAMPS)/system-package
+	@$(BIN)/pip install --quiet --group package
+	@touch $@
+
 .PHONY: dist
-dist: set-up ## Build the wheel and the source archive into dist/
-	@$(BIN)/pip install --quiet build
-	@$(BIN)/python -m build
+dist: set-up $(STAMPS)/package ## Build the wheel, whole in itself, and the source archive into dist/
+	@$(BIN)/python packaging/wheel.py
+
+.PHONY: deb
+deb: set-up $(STAMPS)/package ## Build the Debian package into dist/; RELEASE=trixie for another release
+	@$(if $(RELEASE),packaging/setup/as-root) $(BIN)/python packaging/deb/build.py $(if $(RELEASE),--release $(RELEASE))
 
 .PHONY: clean
 clean: ## Remove what was built; keeps the image store

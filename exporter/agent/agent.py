@@ -229,6 +229,10 @@ class Agent:
         for warning in settings_from_environment(os.environ).warnings:
             log.warn("an OTEL_ variable has no effect", reason=warning)
         self._measure_runs(self.config.telemetry.bpf_stats)
+        try:
+            self._store.prepare()
+        except ImageError as error:
+            log.warn("images cannot be stored", reason=error)
         self._kept.keep_only({image.name for image in self.images})
         self._rates.sample(self._ledger.counts())
         self._outlets.start(self._first_outlets)

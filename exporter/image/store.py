@@ -62,6 +62,7 @@ _PULLED = "skep.pulled"
 _INDEX_LIMIT = 64 << 20
 _LOCK_TIMEOUT_S = 30.0
 _LOCK_POLL_S = 0.05
+_SYSTEM_STATE = Path("/var/lib/skep")
 _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 
 
@@ -251,6 +252,19 @@ class Store:
                 self.write(descriptor, (content,))
             self.record(reference, artifact.root, when=_build_time())
         return artifact.root.digest
+
+    def prepare(self) -> None:
+        """Make the folders and locks, so that they belong to whoever runs this and not to the first who writes.
+
+        A root that pulls into a service's store then leaves nothing there that the service could not replace.
+
+        Raises:
+            ImageError: ``img.store_io``.
+        """
+        self._prepare()
+        for name in (".lock", ".blobs.lock"):
+            with self._locked(name, fcntl.LOCK_SH, wait=False):
+                pass
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -618,9 +632,9 @@ class Store:
 
 
 def default_store_path() -> Path:
-    """``/var/lib/skep/store`` for root, else ``skep/store`` in the XDG data directory."""
-    if os.geteuid() == 0:
-        return Path("/var/lib/skep/store")
+    """``/var/lib/skep/store`` for root and for its owner, else ``skep/store`` in the XDG data directory."""
+    if os.geteuid() == 0 or _owns(_SYSTEM_STATE):
+        return _SYSTEM_STATE / "store"
     data = os.environ.get("XDG_DATA_HOME", "")
     # A relative path is invalid by the XDG Base Directory specification and to be ignored.
     if not data.startswith("/"):
@@ -629,6 +643,13 @@ def default_store_path() -> Path:
         except RuntimeError:
             data = "/var/tmp/skep-" + str(os.geteuid())  # noqa: S108 without a home there is no better place
     return Path(data) / "skep" / "store"
+
+
+def _owns(directory: Path) -> bool:
+    try:
+        return directory.stat().st_uid == os.geteuid()
+    except OSError:
+        return False
 
 
 def _is_named(entry: Descriptor, wanted: str) -> bool:
