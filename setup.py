@@ -47,9 +47,10 @@ class BuildWithShare(build_py):
         super().run()
         if self.editable_mode:
             return
-        # Does nothing where the objects are newer than their sources, as in a source archive.
-        catalog = [sys.executable, "-m", "exporter.cli.build", "--catalog", "configs/catalog", "build/catalog"]
-        subprocess.run(catalog, cwd=ROOT, check=True)
+        # A source archive brings the objects with it, so that a wheel is made of it without clang.
+        if not ((ROOT / "PKG-INFO").is_file() and (ROOT / "build/catalog/index.json").is_file()):
+            catalog = [sys.executable, "-m", "exporter.cli.build", "--catalog", "configs/catalog", "build/catalog"]
+            subprocess.run(catalog, cwd=ROOT, check=True)
         share = Path(self.build_lib) / "exporter" / "share"
         for name, source in SHARED.items():
             target = share / name
@@ -87,6 +88,8 @@ def extensions() -> list[Extension]:
 
 
 setup(
+    # A source archive leaves out all of setuptools' own build folder, which by default would be all of build/.
+    options={"build": {"build_base": "build/setuptools"}},
     ext_modules=cythonize(
         extensions(),
         build_dir="build/cython",

@@ -275,6 +275,8 @@ class Package:
     def _source(self) -> Path:
         """The source archive, unpacked; the catalog's objects are in it."""
         say("source archive")
+        catalog = ("build", "--catalog", "configs/catalog", "build/catalog")
+        run([sys.executable, "-m", "exporter", *catalog], cwd=ROOT)
         folder = self.target.home / "source"
         run([sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", folder, ROOT])
         (archive,) = folder.glob("*.tar.gz")
