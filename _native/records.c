@@ -149,6 +149,8 @@ int skep_stream_decode(struct skep_stream *stream, const uint8_t *records, size_
 		stream->cache_ns = now_ns;
 	}
 	refill(stream, now_ns);
+	/* What is measured anyway is not also an event that nobody receives. */
+	int events = stream->config.enabled && (otlp || json || !stream->config.measured);
 	while (len) {
 		struct skep_record header;
 		if (len < sizeof(header))
@@ -158,10 +160,12 @@ int skep_stream_decode(struct skep_stream *stream, const uint8_t *records, size_
 		if (len < step)
 			return FRAMING;
 		counts->received++;
-		if (!stream->config.enabled) {
+		if (!events && !stream->config.measured) {
 			counts->dropped_disabled++;
 		} else if (header.length < stream->config.record_size) {
 			counts->failed++;
+		} else if (!events) {
+			counts->measured++;
 		} else if (passed_over(stream)) {
 			counts->dropped_sample++;
 		} else if (stream->tokens < EVENT_TOKENS) {

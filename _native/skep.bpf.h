@@ -67,6 +67,16 @@
  * that nobody pays for records that nobody reads. */
 #define SKEP_SWITCH(global) SKEP_TAG("switch=" global)
 
+/* Of a ring buffer: count its events in a counter of this whole name, beside the
+ * events. SKEP_COUNTER or SKEP_HISTOGRAM on the ring itself: no events, its
+ * records are only counted, or one member of each observed. On a member of the
+ * record: SKEP_VALUE marks the number that the ring's own metric adds or
+ * observes; SKEP_COUNTER or SKEP_HISTOGRAM makes a metric of its own;
+ * SKEP_SERIES makes it a label of the metrics that stand beside events. */
+#define SKEP_COUNT(name) SKEP_TAG("count=" name)
+#define SKEP_VALUE SKEP_TAG("value=true")
+#define SKEP_SERIES SKEP_TAG("series=true")
+
 /* How a slot array, or a slot number in a key, is laid out:
  *	log2_ceil          slot k counts (2^(k-1), 2^k], slot 0 counts 0 and 1
  *	log2_floor         slot k counts [2^k, 2^(k+1)), slot 0 counts 0 too

@@ -3,7 +3,8 @@
 The reader empties every ring as fast as it can, since a full ring loses records
 where nobody counts. What cannot be queued is dropped here, by rule, and counted.
 The :class:`Ledger` holds received = exported + failed + dropped + queued at every instant:
-a record enters it once, and later only moves.
+a record enters it once, and later only moves. A record of which an event is made is where
+its event is; one that only metrics are made of is exported once it is in their frame.
 """
 
 from __future__ import annotations
@@ -55,14 +56,22 @@ class Ledger:
             self._accounts.setdefault((image, stream), _Account())
 
     def receive(
-        self, image: str, stream: str, *, failed: int = 0, dropped: Mapping[str, int] | None = None, queued: int = 0
+        self,
+        image: str,
+        stream: str,
+        *,
+        exported: int = 0,
+        failed: int = 0,
+        dropped: Mapping[str, int] | None = None,
+        queued: int = 0,
     ) -> None:
-        """Enter records just read, by what became of them."""
+        """Enter records just read, by what became of them; those exported are in a frame already."""
         with self._lock:
             account = self._accounts.setdefault((image, stream), _Account())
+            account.exported += exported
             account.failed += failed
             account.queued += queued
-            account.received += failed + queued
+            account.received += exported + failed + queued
             for reason, count in (dropped or {}).items():
                 if count:
                     account.dropped[reason] = account.dropped.get(reason, 0) + count
@@ -187,6 +196,8 @@ class Batch(Protocol):
     @property
     def exported(self) -> int: ...
     @property
+    def measured(self) -> int: ...
+    @property
     def dropped(self) -> Mapping[str, int]: ...
     @property
     def otlp(self) -> bytes: ...
@@ -301,10 +312,12 @@ class EventReader:
             return
         if queue is None and lines is None:
             dropped = {**batch.dropped, "no_receiver": batch.exported}
-            self._ledger.receive(image, name, failed=batch.failed, dropped=dropped)
+            self._ledger.receive(image, name, exported=batch.measured, failed=batch.failed, dropped=dropped)
             return
         # Entered first: the sender may settle a parcel the moment it is in the queue.
-        self._ledger.receive(image, name, failed=batch.failed, dropped=batch.dropped, queued=batch.exported)
+        self._ledger.receive(
+            image, name, exported=batch.measured, failed=batch.failed, dropped=batch.dropped, queued=batch.exported
+        )
         if not batch.exported:
             return
         if queue is not None and not queue.put(Parcel(image, name, stream.scope, batch.exported, batch.otlp)):

@@ -25,6 +25,8 @@ from exporter.model import FrameView, Scope
 from exporter.plan import Plan, StreamPlan, TablePlan, make_plan
 
 LOAD_DEADLINE_S = 60.0
+WAITING_LIMIT_BYTES = 8 << 20
+"""Records of one ring that may wait while its frames are being shown."""
 
 Resolve = Callable[[str, int], str]
 
@@ -156,6 +158,7 @@ class Program:
         self._usage_before: Mapping[str, kernel.ProgramUsage] = {}
         # A map whose metrics keep different labels has several frames; it is read once for all.
         self._frames: dict[str, list[collect.Frame]] = {}
+        self._tallies: dict[str, list[collect.Frame]] = {}  # by ring; fed by its stream
         for table in plan.tables:
             frame = collect.Frame(
                 table,
@@ -163,13 +166,18 @@ class Program:
                 resolve=resolve,
                 budget=self._budget,
                 enums=collection.enums,
-                start_ns=start_ns,
+                # What no map remembers begins here, though the programs may have run before this agent did.
+                start_ns=time.time_ns() if table.records else start_ns,
             )
-            self._frames.setdefault(table.map, []).append(frame)
+            (self._tallies if table.records else self._frames).setdefault(table.map, []).append(frame)
+        self._feeds = {name: Feed(self.lock, frames) for name, frames in self._tallies.items()}
         self._unreadable: set[str] = set()
         self.map_entries: dict[str, tuple[int, int]] = {}
         self.lost: dict[str, int] = {}
-        self.streams = tuple(Stream(stream, config.name, plan.scope, collection, resolve) for stream in plan.streams)
+        self.streams = tuple(
+            Stream(stream, config.name, plan.scope, collection, resolve, feed=self._feeds.get(stream.map))
+            for stream in plan.streams
+        )
 
     @property
     def attached(self) -> dict[str, bool]:
@@ -222,6 +230,8 @@ class Program:
                     in_time = False
             except SkepError as error:
                 errors.append(str(error))
+        for feed in self._feeds.values():
+            feed.pass_time(now_ns)
         for stream in self.streams:
             if stream.plan.lost_map:
                 with contextlib.suppress(SkepError):  # then it shows the last count
@@ -258,11 +268,12 @@ class Program:
 
     def frames(self) -> list[FrameView]:
         """Give the frames whose maps the last read could read."""
-        return [frame for name, frames in self._frames.items() if name not in self._unreadable for frame in frames]
+        readable = [frames for name, frames in self._frames.items() if name not in self._unreadable]
+        return [frame for frames in (*readable, *self._tallies.values()) for frame in frames]
 
     def tables(self) -> list[tuple[TablePlan, collect.Frame]]:
         """Give each frame with its plan, for showing rows."""
-        frames = {name: iter(frames) for name, frames in self._frames.items()}
+        frames = {name: iter(frames) for name, frames in (self._frames | self._tallies).items()}
         return [(table, next(frames[table.map])) for table in self.plan.tables]
 
     def succeed(self, old: Program) -> int:
@@ -280,7 +291,7 @@ class Program:
         left = old.tables()
         carried = 0
         folded = old.folded
-        for frames in self._frames.values():
+        for frames in (self._frames | self._tallies).values():
             for index, frame in enumerate(frames):
                 same = next((one for table, one in left if table == frame.plan and self._enums_like(old, table)), None)
                 if same is None:
@@ -291,7 +302,9 @@ class Program:
                 left = [(table, one) for table, one in left if one is not same]
                 carried += 1
                 folded -= same.folded_total
-        old._frames = {}
+        for name, feed in old._feeds.items():
+            feed.divert(self._feeds.get(name))
+        old._frames, old._tallies, old._feeds = {}, {}, {}
         self._folded_before = folded
         self._lost_before = dict(old.lost)
         self._usage_before = old.usage
@@ -310,7 +323,8 @@ class Program:
     @property
     def folded(self) -> int:
         """Label sets folded into overflow series so far."""
-        now = sum(frame.folded_total for frames in self._frames.values() for frame in frames)
+        groups = (*self._frames.values(), *self._tallies.values())
+        now = sum(frame.folded_total for frames in groups for frame in frames)
         return self._folded_before + now
 
     def detach(self) -> None:
@@ -324,11 +338,82 @@ class Program:
             self.collection.close()
 
 
+class Feed:
+    """The way of one ring's records into the frames they count in.
+
+    The frames belong to whoever holds the program's lock, which may be a scrape that takes its time; the reader of all
+    rings must not wait for it. So records wait here, and whoever holds the lock next brings them in: the reader
+    itself, or the next scrape before it shows anything. Only when very many wait does the reader wait, too.
+    """
+
+    def __init__(self, lock: threading.Lock, frames: list[collect.Frame]) -> None:
+        self._lock = lock
+        self._frames = frames
+        self._guard = threading.Lock()
+        self._waiting: list[tuple[bytes, int, int]] = []
+        self._waiting_bytes = 0
+        self._before: Feed | None = None
+
+    def take(self, records: bytes, now_ns: int, realtime_minus_monotonic_ns: int) -> None:
+        """Count these records, soon."""
+        with self._guard:
+            self._waiting.append((records, now_ns, realtime_minus_monotonic_ns))
+            self._waiting_bytes += len(records)
+        while True:
+            lock = self._lock
+            if not lock.acquire(blocking=self._waiting_bytes > WAITING_LIMIT_BYTES):
+                return
+            try:
+                if lock is self._lock:  # the frames may have gone to another program meanwhile
+                    self.bring_in()
+                    return
+            finally:
+                lock.release()
+
+    def bring_in(self) -> None:
+        """Count what waits; the caller holds the lock. Raises what the first of several failures was."""
+        if self._before is not None:
+            self._before.bring_in()
+        with self._guard:
+            waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
+        failure: Exception | None = None
+        for records, now_ns, offset in waiting:
+            for frame in self._frames:
+                try:
+                    frame.add(records, now_ns, realtime_minus_monotonic_ns=offset)
+                except Exception as error:  # one batch's bug must not cost the others
+                    failure = failure or error
+        if failure is not None:
+            raise failure
+
+    def pass_time(self, now_ns: int) -> None:
+        """Bring in what waits, and let expire what has not changed for long; the caller holds the lock."""
+        self.bring_in()
+        for frame in self._frames:
+            frame.begin(now_ns)
+            frame.finish()
+
+    def divert(self, heir: Feed | None) -> None:
+        """Let what still comes count in the frames that another program has taken over; both locks are held."""
+        self._before = None
+        self._frames = [frame for frame in self._frames if heir is not None and frame in heir._frames]
+        if heir is not None:
+            self._lock = heir._lock
+            heir._before = self
+
+
 class Stream:
     """One ring of an image and its decoder; fits :class:`exporter.agent.events.Stream`."""
 
     def __init__(
-        self, plan: StreamPlan, image: str, scope: Scope, collection: kernel.Collection, resolve: Resolve
+        self,
+        plan: StreamPlan,
+        image: str,
+        scope: Scope,
+        collection: kernel.Collection,
+        resolve: Resolve,
+        *,
+        feed: Feed | None = None,
     ) -> None:
         self.plan = plan
         self.image = image
@@ -336,19 +421,18 @@ class Stream:
         self.scope = scope
         self.fill_ratio_max = 0.0
         self.ring = collection.maps[plan.map]
+        self._feed = feed
         self._decoder = collect.RecordDecoder(plan, scope=scope, resolve=resolve, enums=collection.enums)
 
     def decode(self, records: bytes, *, otlp: bool = False, json: bool = False) -> collect.LogBatch:
-        """Decode records just read."""
+        """Decode records just read, and count them in the frames of the ring."""
         now_ns = time.time_ns()
         # Measured each time: wall time is adjusted while the host runs, and it costs a tenth of a microsecond.
-        return self._decoder.decode(
-            records,
-            now_ns=now_ns,
-            realtime_minus_monotonic_ns=now_ns - time.monotonic_ns(),
-            otlp=otlp,
-            json=json,
-        )
+        offset = now_ns - time.monotonic_ns()
+        batch = self._decoder.decode(records, now_ns=now_ns, realtime_minus_monotonic_ns=offset, otlp=otlp, json=json)
+        if self._feed is not None:
+            self._feed.take(records, now_ns, offset)
+        return batch
 
 
 def sum_rows(source: kernel.Map) -> int:

@@ -329,7 +329,7 @@ class OwnMetrics(Collector):
         )
         yield _counter(
             "skep_events_exported",
-            "Records a receiver accepted.",
+            "Records a receiver accepted; or that are counted in metrics, and no event is made of.",
             labels,
             [((s.image, s.stream), s.exported) for s in streams],
         )

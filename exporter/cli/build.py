@@ -264,6 +264,8 @@ def summary(plan: Plan) -> list[str]:
             instrument = metric.instrument
             lines.append(f"{instrument.kind.value:9} {instrument.prometheus_name}{f'{{{labels}}}' if labels else ''}")
     for stream in plan.streams:
+        if stream.metrics_only:
+            continue
         names = ",".join(attribute.name for attribute in stream.attributes)
         lines.append(f"{'event':9} {stream.event_name}{{{names}}}{'' if stream.enabled else ' (off)'}")
     if not lines:

@@ -156,7 +156,7 @@ def _lines(plan: Plan) -> Iterator[str]:
         yield from _table(table)
     for stream in plan.streams:
         yield ""
-        yield from _stream(stream)
+        yield from _losses(stream) if stream.metrics_only else _stream(stream)
     yield ""
     yield "programs"
     yield from _columns(
@@ -174,11 +174,16 @@ def _lines(plan: Plan) -> Iterator[str]:
 
 def _table(table: TablePlan) -> Iterator[str]:
     kind = "rows summed over CPUs" if table.per_cpu else "rows"
-    yield f"map {table.map}: {kind} of {table.key_size} + {table.value_size} bytes"
+    if table.records:
+        yield f"ring {table.map}: counted records of {table.value_size} bytes"
+    else:
+        yield f"map {table.map}: {kind} of {table.key_size} + {table.value_size} bytes"
     for metric in table.metrics:
         yield from _metric(metric)
     yield from _labels("labels", table.labels, table.constant_labels)
-    if table.expire_idle:
+    if table.expire_idle and table.records:
+        yield f"  a series that does not change for {table.expire_after_s:g} s is forgotten, and begins anew"
+    elif table.expire_idle:
         yield f"  a series that does not change for {table.expire_after_s:g} s is not shown until it does"
 
 
@@ -206,6 +211,13 @@ def _buckets(instrument: Instrument) -> str:
         bounds = [*bounds[:_SHOWN_BOUNDS], "…", bounds[-1]]
     total = "with a sum" if instrument.has_sum else "without a sum"
     return f"{len(instrument.bounds) + 1} buckets, up to {', '.join([*bounds, '+Inf'])}, {total}"
+
+
+def _losses(stream: StreamPlan) -> Iterator[str]:
+    """A ring whose records are only counted: its metrics are told already."""
+    lost = f"losses counted in map {stream.lost_map}" if stream.lost_map else "losses unknown"
+    counted = "" if stream.metrics else ", and nothing made of them"
+    yield f"ring {stream.map}: records of {stream.record_size} bytes, {lost}, no events{counted}"
 
 
 def _stream(stream: StreamPlan) -> Iterator[str]:

@@ -37,9 +37,11 @@ _HEADER = struct.Struct("<QII")
 
 @dataclass(frozen=True, slots=True)
 class LogBatch:
-    """What became of some records: ``received = exported + failed + sum(dropped)``.
+    """What became of some records: ``received = exported + measured + failed + sum(dropped)``.
 
     Attributes:
+        exported: Records of which an event is made, here in one or both forms.
+        measured: Good records that only metrics are made of.
         failed: Records shorter than the declared type.
         dropped: By reason: ``rate`` above ``events_per_s``, ``disabled`` of a stream that is only drained,
             ``sample`` of one that exports one record of several.
@@ -49,6 +51,7 @@ class LogBatch:
 
     received: int = 0
     exported: int = 0
+    measured: int = 0
     failed: int = 0
     dropped: Mapping[str, int] = field(default_factory=dict)
     otlp: bytes = b""
@@ -112,6 +115,7 @@ class RecordDecoder:
             events_per_s=max(plan.events_per_s, 0),
             sample_one_in=max(plan.sample_one_in, 1),
             enabled=plan.enabled,
+            measured=plan.metrics,
         )
 
     def decode(
@@ -130,12 +134,12 @@ class RecordDecoder:
             ValueError: the framing is damaged.
             Exception: whatever ``resolve`` raised.
         """
-        received, exported, failed, by_rate, disabled, sample, otlp_bytes, json_bytes = self._stream.decode(
+        received, exported, failed, by_rate, disabled, sample, measured, otlp_bytes, json_bytes = self._stream.decode(
             records, now_ns, realtime_minus_monotonic_ns, otlp, json
         )
         reasons = (("rate", by_rate), ("disabled", disabled), ("sample", sample))
         dropped = {reason: n for reason, n in reasons if n}
-        return LogBatch(received, exported, failed, dropped, otlp_bytes, json_bytes)
+        return LogBatch(received, exported, measured, failed, dropped, otlp_bytes, json_bytes)
 
 
 def _json_name(plan: StreamPlan, scope: Scope) -> str:

@@ -135,7 +135,12 @@ def image_board(plan: Plan) -> Board:
     if plain:
         rows.append(_row("Totals", [_by_host(metric) for metric in plain]))
     if plan.streams:
-        rows.append(_row("Events", [_events(stream) for stream in plan.streams]))
+        rows.append(
+            _row(
+                "Events" if any(not one.metrics_only for one in plan.streams) else "Records",
+                [_events(stream) for stream in plan.streams],
+            )
+        )
     return Board(
         uid=uid(plan.scope.name),
         title=f"skep / {plan.scope.name}",
@@ -350,10 +355,10 @@ def _events(stream: StreamPlan) -> Panel:
         ("dropped: {{reason}}", total(rate("skep_events_dropped_total", matcher), ["reason"])),
         ("lost in the ring", total(rate("skep_ring_lost_total", matcher))),
     )
-    off = "" if stream.enabled else " Off unless the configuration turns it on."
+    off = "" if stream.enabled or stream.metrics_only else " Off unless the configuration turns it on."
     text = f"{stream.description} " if stream.description else ""
     return Panel(
-        f"Event {stream.event_name}",
+        f"Ring {stream.event_name}" if stream.metrics_only else f"Event {stream.event_name}",
         f"{text}Records received, and what became of them; lost are those the ring had no room for.{off}",
         "cps",
         tuple(Query(expr, name) for name, expr in parts),

@@ -169,13 +169,30 @@ _MAP_KEYS = frozenset(
         "severity",
         "lost",
         "switch",
+        "count",
         "label",
         "decode",
         "drop",
     }
 )
 _MEMBER_KEYS = frozenset(
-    {"label", "decode", "drop", "slot", "time", "kind", "name", "unit", "scale", "help", "slots", "sum", "enabled"}
+    {
+        "label",
+        "decode",
+        "drop",
+        "slot",
+        "time",
+        "kind",
+        "name",
+        "unit",
+        "scale",
+        "help",
+        "slots",
+        "sum",
+        "enabled",
+        "value",
+        "series",
+    }
 )
 
 
@@ -222,6 +239,7 @@ def _read_tags(owner: str, tags: Sequence[str], allowed: Iterable[str], problems
             slots=reader.take("slots", parse_slots),
             enabled=enabled,
             sum=reader.flag("sum"),
+            is_value=reader.flag("value"),
         ),
         LabelDeclaration(
             labels=tuple(labels) or None,
@@ -229,6 +247,7 @@ def _read_tags(owner: str, tags: Sequence[str], allowed: Iterable[str], problems
             drop=reader.flag("drop"),
             slot=reader.flag("slot"),
             time=reader.flag("time"),
+            series=reader.flag("series"),
         ),
         EventDeclaration(
             name=metric_name,
@@ -237,6 +256,7 @@ def _read_tags(owner: str, tags: Sequence[str], allowed: Iterable[str], problems
             help=help_text,
             lost=reader.take("lost", line),
             switch=reader.take("switch", line),
+            count=reader.take("count", line),
         ),
     )
 

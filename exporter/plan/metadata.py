@@ -11,6 +11,8 @@ The document, JSON in an image and YAML beside a C file::
     metrics:
       runqueue:                    # a map, or map.member for one member of a struct value
         {kind: histogram, name: ebpf.runqueue.latency, unit: s, scale: 1e-6, slots: log2_ceil, help: …}
+      requests:                    # a ring: counts its records; of a histogram, value is the member observed
+        {kind: histogram, value: latency_ns, labels: {path: {}}}
     events:
       exits: {name: ebpf.process.exit, severity: info, labels: {code: {name: exit_code}}, time: at}
 """
@@ -39,7 +41,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class MetricDeclaration:
-    """What is said about a map's or a value member's metric; None is: nothing."""
+    """What is said about a map's, or a value or record member's metric; None is: nothing.
+
+    Attributes:
+        value: Of a ring: the member that its own metric adds or observes.
+        is_value: Of a record's member: whether it is that one.
+    """
 
     kind: str | None = None
     name: str | None = None
@@ -49,6 +56,8 @@ class MetricDeclaration:
     slots: SlotScheme | None = None
     enabled: bool | None = None
     sum: bool | None = None
+    value: str | None = None
+    is_value: bool | None = None
 
     @property
     def said(self) -> tuple[str, ...]:
@@ -62,6 +71,7 @@ class LabelDeclaration:
 
     Attributes:
         labels: ``(label name, decoder or "")``; several labels may come from one member.
+        series: Whether a record's member is also a label of the metrics that are made beside events.
     """
 
     labels: tuple[tuple[str, str], ...] | None = None
@@ -69,6 +79,7 @@ class LabelDeclaration:
     drop: bool | None = None
     slot: bool | None = None
     time: bool | None = None
+    series: bool | None = None
 
     @property
     def whole(self) -> bool:
@@ -82,6 +93,7 @@ class EventDeclaration:
 
     Attributes:
         switch: The ``const volatile bool`` that tells the program whether the events are wanted.
+        count: The name of the counter that counts them, beside the events.
     """
 
     name: str | None = None
@@ -90,6 +102,7 @@ class EventDeclaration:
     help: str | None = None
     lost: str | None = None
     switch: str | None = None
+    count: str | None = None
 
 
 D = TypeVar("D", MetricDeclaration, LabelDeclaration, EventDeclaration)
@@ -203,7 +216,9 @@ class _Reader:
         )
 
     def metric(self, path: str, body: object) -> MetricMetadata:
-        parts = self.mapping(path, body, ("kind", "name", "unit", "scale", "help", "slots", "enabled", "sum", "labels"))
+        parts = self.mapping(
+            path, body, ("kind", "name", "unit", "scale", "help", "slots", "enabled", "sum", "value", "labels")
+        )
         scale = parts.get("scale")
         if type(scale) in (int, float):
             parts = {**parts, "scale": repr(scale)}
@@ -217,6 +232,7 @@ class _Reader:
                 slots=self.take(parts, path, "slots", parse_slots),
                 enabled=self.flag(parts, path, "enabled"),
                 sum=self.flag(parts, path, "sum"),
+                value=self.take(parts, path, "value", line),
             ),
             self.labels(f"{path}.labels", parts.get("labels")),
         )

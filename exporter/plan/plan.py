@@ -88,12 +88,30 @@ class HistogramRule:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordRule:
+    """What one record of a ring adds to the cells of its series.
+
+    Attributes:
+        value: Where in the record the number lies that a counter adds or a histogram observes; None: it is 1.
+        edges: Of a histogram: the inclusive upper edge of each slot but the last, in the number's own unit; whole
+            where the number is.
+    """
+
+    value: ValueRule | None = None
+    edges: tuple[int | float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class MetricPlan:
-    """One instrument and where its cells come from: ``value`` for counter and gauge, else ``histogram``."""
+    """One instrument and where its cells come from: ``value`` for counter and gauge, else ``histogram``.
+
+    Those of a ring's records have ``record`` instead.
+    """
 
     instrument: Instrument
     value: ValueRule | None = None
     histogram: HistogramRule | None = None
+    record: RecordRule | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +122,9 @@ class TablePlan:
 
     Attributes:
         map: Map name in the object.
-        key_size, value_size: Bytes of a row (of one CPU's slot, if per-CPU).
+        records: The map is a ring, read by a stream of the plan: what its records count, not rows. Labels and numbers
+            then both lie in the record, and a series that expires begins anew when it returns.
+        key_size, value_size: Bytes of a row (of one CPU's slot, if per-CPU); of records, 0 and the record's.
         per_cpu: Values are summed over CPUs.
         labels: In the order they are shown; those dropped by configuration are absent, and rows
             that then have equal labels are summed.
@@ -127,22 +147,26 @@ class TablePlan:
     expire_idle: bool = False
     expire_after_s: float = 3600.0
     series_limit: int = 10_000
+    records: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class StreamPlan:
-    """One ring whose records become events.
+    """One ring that is read: its records become events, metrics, or both.
 
     Attributes:
-        event_name: OpenTelemetry event name, dotted.
+        event_name: OpenTelemetry event name, dotted; of a ring without events, what its records are counted under.
         attributes: Of each record.
         time: Where the record keeps its ``bpf_ktime_get_ns``; without it the time of reading is used.
         record_size: Bytes of the declared type; shorter records are counted as failed.
         severity: OpenTelemetry severity number, 9 is INFO.
         lost_map: A per-CPU or plain array of one u64 in which the program counts failed reserves, or "".
         sample_one_in: Of so many records one is exported.
-        enabled: A disabled stream is drained and not exported.
-        switch: The global that tells the program whether to fill it, or ""; set to ``enabled`` before load.
+        enabled: Whether events are made. A stream without events and metrics is drained.
+        metrics: Whether a table of the plan is fed with its records: with all of them, sampled or not.
+        metrics_only: It never makes events, and configuration cannot ask for them.
+        switch: The global that tells the program whether to fill it, or ""; set before load to whether anything is
+            made.
     """
 
     map: str
@@ -158,6 +182,8 @@ class StreamPlan:
     enabled: bool = True
     sample_one_in: int = 1
     switch: str = ""
+    metrics: bool = False
+    metrics_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)

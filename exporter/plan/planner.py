@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from exporter.bpf import MapSpec, ObjectSpec
+from exporter.bpf import ObjectSpec
 from exporter.config import AttachConfig, ImageConfig, MetricConfig
 from exporter.errors import ObjectError, PlanError, Problems, SkepError, raise_all
 from exporter.model import Kind, Scope, prometheus_label, prometheus_name
@@ -36,6 +36,7 @@ from .plan import (
     StreamPlan,
     TablePlan,
 )
+from .streams import Tally
 from .together import exposed_names
 from .values import OTEL_NAME, Metric
 
@@ -96,7 +97,7 @@ class _Planner:
 
     def plan(self, version: str, possible_cpus: int) -> Plan:
         self._check_document()
-        tables: list[Table] = []
+        tables: list[Table | Tally] = []
         streams: list[StreamPlan] = []
         for spec in self.spec.maps:
             try:
@@ -109,11 +110,12 @@ class _Planner:
             if isinstance(made, Table):
                 tables.append(made)
             elif made is not None:
-                streams.append(made)
+                streams.append(made.stream)
+                tables += [made.tally] if made.tally is not None else []
         constant_labels = self._constant_labels(tables, streams)
         configured = self._configure(tables, constant_labels)
-        streams = self._configure_streams(streams, constant_labels)
-        if not configured and not any(stream.enabled for stream in streams) and not self.problems:
+        streams = self._configure_streams(streams, configured, constant_labels)
+        if not configured and not any(stream.enabled or stream.metrics for stream in streams) and not self.problems:
             self.notes.append("nothing is exported: no map has a kind, from a tag, a name prefix or metadata")
         plan = Plan(
             scope=Scope(self.config.name, version),
@@ -145,7 +147,9 @@ class _Planner:
                         "metadata", f"metadata '{section}.{key}': no such map; the object has {listed(names)}"
                     )
 
-    def _constant_labels(self, tables: Iterable[Table], streams: Iterable[StreamPlan]) -> tuple[tuple[str, str], ...]:
+    def _constant_labels(
+        self, tables: Iterable[Table | Tally], streams: Iterable[StreamPlan]
+    ) -> tuple[tuple[str, str], ...]:
         labels = tuple((name, str(value)) for name, value in self.config.labels.items())
         owners = [(f"map {table.spec.name!r}", table.labels) for table in tables]
         owners += [(f"event {stream.event_name!r}", stream.attributes) for stream in streams]
@@ -166,7 +170,7 @@ class _Planner:
         return labels
 
     def _configure(
-        self, tables: Sequence[Table], constant_labels: tuple[tuple[str, str], ...]
+        self, tables: Sequence[Table | Tally], constant_labels: tuple[tuple[str, str], ...]
     ) -> tuple[TablePlan, ...]:
         """Apply ``metrics:``, part the metrics of each map by the labels they keep, and give cells out."""
         known = [metric.prometheus_name for table in tables for metric in table.metrics]
@@ -187,10 +191,10 @@ class _Planner:
                 changed = self._renamed(metric, entry)
                 self._claim(changed, owners)
                 parts.setdefault(kept, []).append(changed)
-            plans += [self._table_plan(table.spec, kept, metrics, constant_labels) for kept, metrics in parts.items()]
+            plans += [self._table_plan(table, kept, metrics, constant_labels) for kept, metrics in parts.items()]
         return tuple(plans)
 
-    def _kept_labels(self, table: Table, metric: Metric, entry: MetricConfig) -> tuple[LabelRule, ...]:
+    def _kept_labels(self, table: Table | Tally, metric: Metric, entry: MetricConfig) -> tuple[LabelRule, ...]:
         shown = {prometheus_label(rule.name): rule for rule in table.labels}
         dropped = {prometheus_label(name) for name in entry.drop_labels}
         for name in entry.drop_labels:
@@ -230,7 +234,7 @@ class _Planner:
 
     def _table_plan(
         self,
-        spec: MapSpec,
+        table: Table | Tally,
         labels: tuple[LabelRule, ...],
         metrics: Sequence[Metric],
         constant_labels: tuple[tuple[str, str], ...],
@@ -240,13 +244,14 @@ class _Planner:
         for metric in metrics:
             instrument = metric.instrument(cells)
             cells += instrument.cells
-            made.append(MetricPlan(instrument, metric.value, metric.histogram))
+            made.append(MetricPlan(instrument, metric.value, metric.histogram, metric.record))
+        spec, records = table.spec, isinstance(table, Tally)
         is_array = spec.type in ARRAYS
         steady = BOUNDED_DECODERS | ({"uint"} if is_array else set())  # the rows of an array never go
         return TablePlan(
             map=spec.name,
-            key_size=spec.key_size,
-            value_size=spec.value_size,
+            key_size=0 if records else spec.key_size,
+            value_size=table.record_size if isinstance(table, Tally) else spec.value_size,
             per_cpu=spec.type.per_cpu,
             labels=labels,
             metrics=tuple(made),
@@ -255,12 +260,14 @@ class _Planner:
             expire_idle=any(rule.decoder not in steady for rule in labels),
             expire_after_s=self.config.expire_after_s,
             series_limit=self.config.limits.series,
+            records=records,
         )
 
     def _configure_streams(
-        self, streams: Sequence[StreamPlan], constant_labels: tuple[tuple[str, str], ...]
+        self, streams: Sequence[StreamPlan], tables: Sequence[TablePlan], constant_labels: tuple[tuple[str, str], ...]
     ) -> list[StreamPlan]:
-        known = [stream.event_name for stream in streams]
+        measured = {table.map for table in tables if table.records}
+        known = [stream.event_name for stream in streams if not stream.metrics_only]
         for name in self.config.events:
             if name not in known:
                 self._problem(
@@ -271,7 +278,7 @@ class _Planner:
             self._problem("name", f"map {maps[1]!r}: event name {name!r} is also that of map {maps[0]!r}; rename one")
         configured = []
         for stream in streams:
-            entry = self.config.events.get(stream.event_name)
+            entry = self.config.events.get(stream.event_name) if not stream.metrics_only else None
             enabled = stream.enabled if entry is None or entry.enabled is None else entry.enabled
             configured.append(
                 replace(
@@ -280,6 +287,7 @@ class _Planner:
                     sample_one_in=1 if entry is None else entry.sample_one_in,
                     constant_labels=constant_labels,
                     events_per_s=self.config.limits.events_per_s,
+                    metrics=stream.map in measured,
                 )
             )
         return configured
@@ -289,7 +297,7 @@ class _Planner:
         switches: dict[str, bool] = {}
         for stream in streams:
             if stream.switch:
-                switches[stream.switch] = switches.get(stream.switch, False) or stream.enabled
+                switches[stream.switch] = switches.get(stream.switch, False) or stream.enabled or stream.metrics
         for name, on in switches.items():
             said = self.config.globals.get(name, on)
             if said is not on:

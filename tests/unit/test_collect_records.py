@@ -162,6 +162,20 @@ def test_disabled_stream_is_drained() -> None:
     assert batch.otlp == batch.json == b""
 
 
+def test_record_that_is_only_measured_is_accounted_as_that() -> None:
+    """Of a stream without events, or one whose events nobody receives; a short one has failed all the same."""
+    records = framed(record(), b"", record())
+    for plan, wanted, expected in (
+        (dataclasses.replace(PLAN, enabled=False, metrics=True), True, (3, 0, 2, 1)),
+        (dataclasses.replace(PLAN, metrics=True, events_per_s=1), False, (3, 0, 2, 1)),
+        (dataclasses.replace(PLAN, metrics=True), True, (3, 2, 0, 1)),
+        (dataclasses.replace(PLAN, metrics=True, sample_one_in=2), True, (3, 1, 0, 1)),
+    ):
+        batch = decoder(plan).decode(records, now_ns=NOW, realtime_minus_monotonic_ns=0, otlp=wanted, json=False)
+        assert (batch.received, batch.exported, batch.measured, batch.failed) == expected
+        assert batch.received == batch.exported + batch.measured + batch.failed + sum(batch.dropped.values())
+
+
 @pytest.mark.parametrize("cut", [1, 8, 15, 17, 47])
 def test_damaged_framing_is_an_error(cut: int) -> None:
     """It never comes from the kernel, so it is a bug of ours."""

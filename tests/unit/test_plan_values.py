@@ -232,7 +232,6 @@ def test_slot_key_may_count_and_sum_in_a_struct() -> None:
         ("MAP(counter_x, HASH, 0, u32, u64);", "max_entries is 0"),
         ('MAP(x, LPM_TRIE, 9, u64, u64) TAG("kind=counter");', "map type lpm_trie holds no rows"),
         ('MAP(x, HASH, 9, u32, u64) TAG("kind=event");', "events come from ring buffers, this is map type hash"),
-        ("RING(counter_x, u64);", "a counter from a ring buffer's records is not supported yet"),
         ("struct { __uint(type, HASH); __uint(max_entries, 1); __uint(key_size, 4); __uint(value_size, 8); } "
          "counter_x SEC(\".maps\");", "its value has no type; declare __type(value, …)"),
         ("struct { __uint(type, HASH); __uint(max_entries, 1); __uint(key_size, 4); __type(value, u64); } "
