@@ -32,6 +32,7 @@ from exporter.config.schema import (
     Type,
     Untyped,
 )
+from exporter.export.account import Account
 from exporter.image import Store
 from exporter.model import Kind, prometheus_label
 from exporter.plan import Plan
@@ -146,7 +147,7 @@ class Nothing:
     def runs_measured(self) -> bool:
         return True
 
-    def otlp_items(self) -> dict[tuple[str, str], int]:
+    def otlp_accounts(self) -> dict[str, Account]:
         return {}
 
     def line_counts(self) -> dict[str, int]:

@@ -37,7 +37,12 @@ def make(bundle: Bundle, *, before: Program | None = None, resolve: Any = None, 
     """A program over no kernel, its plan a real one."""
     image = ImageConfig("app", "./app.o", **config)
     collection = SimpleNamespace(
-        maps={"counter_calls": None, "told": None}, enums={}, programs=(), detach=lambda: None, close=lambda: None
+        maps={"counter_calls": None, "told": None},
+        enums={},
+        programs=(),
+        usage=dict,
+        detach=lambda: None,
+        close=lambda: None,
     )
     return Program(bundle, plan_bundle(bundle, image), image, collection, resolve, before=before)  # type: ignore[arg-type]
 
