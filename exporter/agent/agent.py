@@ -88,6 +88,7 @@ class Options:
         web_config: File that says who may ask; None for everybody, in the clear.
         systemd_socket: Serve on what systemd passed instead of on the addresses.
         status_socket: Where ``skep status`` asks; None for nowhere.
+        exporter_metrics: Whether metrics of this process and its scrapes are among them.
     """
 
     listen_addresses: tuple[str, ...] = (":19435",)
@@ -96,6 +97,7 @@ class Options:
     web_config: Path | None = None
     systemd_socket: bool = False
     status_socket: Path | None = None
+    exporter_metrics: bool = True
 
 
 class Agent:
@@ -155,7 +157,7 @@ class Agent:
         self._start_ns = time.time_ns()
         self._outlets = Outlets(self._parts, self._reader, self._ledger, self._take_metrics)
         self._first_outlets = self._outlets.make(config, self.resource)
-        self._own = OwnMetrics(self)
+        self._own = OwnMetrics(self, exporter=options.exporter_metrics)
         self._server = MetricsServer(
             options.listen_addresses,
             Handlers(
@@ -555,6 +557,10 @@ class Agent:
     def line_counts(self) -> Mapping[str, int]:
         """Records by what became of their JSON lines."""
         return self._outlets.line_counts()
+
+    def scrape_requests(self) -> tuple[Mapping[int, int], int]:
+        """Scrapes answered so far by HTTP status, and those being made."""
+        return self._server.scrapes()
 
     def last_reload(self) -> tuple[bool, float]:
         """Whether the last reading of the configuration succeeded, and when one last did."""

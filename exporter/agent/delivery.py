@@ -11,7 +11,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from exporter.export import otlp
@@ -27,7 +27,6 @@ from .events import Ledger, Parcel, ParcelQueue
 from .parts import set_after
 
 REQUEST_BYTES = 1 << 20
-_LINGER_S = 0.2
 _BACKOFF_FIRST_S = 1.0
 _BACKOFF_MAX_S = 30.0
 
@@ -76,14 +75,22 @@ class MetricsDelivery(_Delivery):
 
     Args:
         take: Reads all images and gives this instant to the export.
+        timeout_s: How long it is offered; 0 until the next is due.
     """
 
     def __init__(
-        self, sender: OtlpSender, take: Callable[[MetricsExport], None], interval_s: float, export: MetricsExport
+        self,
+        sender: OtlpSender,
+        take: Callable[[MetricsExport], None],
+        interval_s: float,
+        export: MetricsExport,
+        *,
+        timeout_s: float = 0.0,
     ) -> None:
         super().__init__(sender, "metrics")
         self._take = take
         self._interval_s = interval_s
+        self._timeout_s = timeout_s or float("inf")
         self.export = export
 
     def account(self) -> Account:
@@ -109,7 +116,8 @@ class MetricsDelivery(_Delivery):
             self._take(self.export)
         except Exception:  # a bug; the next interval tries again
             log.bug("encoding metrics failed")
-        self.export.post(stop=stop, deadline_s=max(0.0, until_s - time.monotonic()), tell=self._tell)
+        left_s = min(max(0.0, until_s - time.monotonic()), self._timeout_s)
+        self.export.post(stop=stop, deadline_s=left_s, tell=self._tell)
 
     def flush(self, deadline_s: float) -> None:
         """Post once more, at the end."""
@@ -119,13 +127,32 @@ class MetricsDelivery(_Delivery):
 
 
 class LogsDelivery(_Delivery):
-    """Posts parcels of events and settles them in the ledger."""
+    """Posts parcels of events and settles them in the ledger.
 
-    def __init__(self, sender: OtlpSender, queue: ParcelQueue, ledger: Ledger, resource: Resource) -> None:
+    Args:
+        delay_s: How long they are gathered: a request of many records costs hardly more than one of few.
+        batch_records: So many in one request at most; 0: only its bytes are bounded.
+        timeout_s: How long a request is offered before its records have failed; 0 for ever.
+    """
+
+    def __init__(
+        self,
+        sender: OtlpSender,
+        queue: ParcelQueue,
+        ledger: Ledger,
+        resource: Resource,
+        *,
+        delay_s: float = 0.2,
+        batch_records: int = 0,
+        timeout_s: float = 0.0,
+    ) -> None:
         super().__init__(sender, "logs")
         self._queue = queue
         self._ledger = ledger
         self._resource = resource
+        self._delay_s = delay_s
+        self._batch_records = batch_records or 1 << 62
+        self._timeout_s = timeout_s or float("inf")
         self._held: list[Parcel] = []
         self._torn = False
         self._requests: deque[Request] = deque()
@@ -141,7 +168,7 @@ class LogsDelivery(_Delivery):
             if not self._held:
                 if not self._queue.wait(0.5):
                     continue
-                stop.wait(_LINGER_S)  # a request of many records costs hardly more than one of few
+                stop.wait(self._delay_s)
                 self._pick()
             self._offer(stop, float("inf"))
 
@@ -177,7 +204,8 @@ class LogsDelivery(_Delivery):
         """Take parcels in hand: one larger than a request, or several that fit into one."""
         self._torn = False
         self._held = self._queue.take(REQUEST_BYTES)
-        self._requests = deque(otlp.logs(self._resource, [(parcel.scope, parcel.body) for parcel in self._held]))
+        whole = otlp.logs(self._resource, [(parcel.scope, parcel.body) for parcel in self._held])
+        self._requests = deque(part for request in whole for part in _parts(request, self._batch_records))
         return bool(self._held)
 
     def _offer(self, stop: threading.Event, end: float) -> None:
@@ -201,6 +229,7 @@ class LogsDelivery(_Delivery):
     def _answer(self, request: Request, stop: threading.Event, end: float) -> Outcome | None:
         """A final outcome, or None if there is none in time."""
         attempt = 0
+        give_up_s = time.monotonic() + self._timeout_s
         while True:
             outcome = self._sender.post(request.body, stop=stop)
             self._tell(outcome, request.items)
@@ -210,6 +239,9 @@ class LogsDelivery(_Delivery):
                 return outcome
             bound_s = min(_BACKOFF_MAX_S, _BACKOFF_FIRST_S * 2.0 ** min(attempt, 20))
             pause_s = max(random.uniform(0.0, bound_s), outcome.retry_after_s or 0.0)  # noqa: S311 - spreads load
+            if time.monotonic() + pause_s >= give_up_s:
+                log.warn("events given up: they were offered for export_timeout", records=request.items)
+                return outcome
             if time.monotonic() + pause_s >= end or not self._pause(pause_s, stop):
                 return None
             attempt += 1
@@ -237,3 +269,13 @@ class LogsDelivery(_Delivery):
             left = parcel.records - part
             self._held[:1] = [replace(parcel, records=left)] if left else []
             self._torn = bool(left)
+
+
+def _parts(request: Request, limit: int) -> Iterator[Request]:
+    """A request as several of at most ``limit`` items, in their order."""
+    halves = otlp.split(request) if request.items > limit else None
+    if halves is None:
+        yield request
+        return
+    for half in halves:
+        yield from _parts(half, limit)

@@ -117,21 +117,31 @@ class Parcel:
 
 
 class ParcelQueue:
-    """A queue bounded in bytes; when it is full, what comes is refused."""
+    """A queue bounded in bytes; when it is full, what comes is refused.
+
+    Attributes:
+        limit_records: Bounds it in records too, if it is not 0.
+    """
 
     def __init__(self, limit_bytes: int = QUEUE_LIMIT_BYTES) -> None:
+        self.limit_records = 0
         self._limit_bytes = limit_bytes
         self._bytes = 0
+        self._records = 0
         self._parcels: deque[Parcel] = deque()
         self._changed = threading.Condition()
 
     def put(self, parcel: Parcel) -> bool:
         """Take a parcel, or refuse it."""
         with self._changed:
-            if self._parcels and self._bytes + len(parcel.body) > self._limit_bytes:
+            beyond = self._bytes + len(parcel.body) > self._limit_bytes or (
+                self.limit_records and self._records + parcel.records > self.limit_records
+            )
+            if self._parcels and beyond:  # whatever the limits, one may wait
                 return False
             self._parcels.append(parcel)
             self._bytes += len(parcel.body)
+            self._records += parcel.records
             self._changed.notify()
             return True
 
@@ -140,6 +150,7 @@ class ParcelQueue:
         with self._changed:
             self._parcels.extendleft(reversed(parcels))
             self._bytes += sum(len(parcel.body) for parcel in parcels)
+            self._records += sum(parcel.records for parcel in parcels)
             self._changed.notify()
 
     def wait(self, timeout_s: float) -> bool:
@@ -156,6 +167,7 @@ class ParcelQueue:
                 taken.append(self._parcels.popleft())
                 size += len(taken[-1].body)
             self._bytes -= size
+            self._records -= sum(parcel.records for parcel in taken)
             return taken
 
 

@@ -116,9 +116,19 @@ class Outlets:
         if posts_metrics:
             sender = OtlpSender(config, "metrics")
             export = MetricsExport(sender, config.temporality, own_scope=Scope("skep", VERSION))
-            made.metrics = MetricsDelivery(sender, self._take, config.metrics_interval_s, export)
+            made.metrics = MetricsDelivery(
+                sender, self._take, config.metrics_interval_s, export, timeout_s=config.metrics_export_timeout_s
+            )
         if posts_logs:
-            made.logs = LogsDelivery(OtlpSender(config, "logs"), self._queue, self._ledger, resource)
+            made.logs = LogsDelivery(
+                OtlpSender(config, "logs"),
+                self._queue,
+                self._ledger,
+                resource,
+                delay_s=config.logs_delay_s,
+                batch_records=config.logs_batch_records,
+                timeout_s=config.logs_export_timeout_s,
+            )
         return made
 
     def start(self, made: Made, *, deadline_s: float = 2.0) -> None:
@@ -134,6 +144,7 @@ class Outlets:
             if before.metrics is not None and made.otlp.metrics is not None and _same_receiver(before, made.otlp):
                 # What the receiver knows and is owed: else delta would count again from the beginning.
                 made.otlp.metrics.inherit(before.metrics)
+            self._queue.limit_records = made.otlp.config.logs_queue_records
             self._run_otlp()
         if made.lines is not None:
             self._end(["lines"], deadline_s)

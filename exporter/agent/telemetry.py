@@ -99,18 +99,29 @@ class Source(Protocol):
     def line_counts(self) -> Mapping[str, int]:
         """Records by what became of their JSON lines (written, dropped)."""
 
+    def scrape_requests(self) -> tuple[Mapping[int, int], int]:
+        """Scrapes answered so far by HTTP status, and those being made."""
+
     def last_reload(self) -> tuple[bool, float]:
         """Whether the configuration was good when it was read last, and when a good one was, in Unix seconds."""
 
 
 class OwnMetrics(Collector):
-    """Renders the agent's own metrics as in any format of a scrape."""
+    """Renders the agent's own metrics as in any format of a scrape.
 
-    def __init__(self, source: Source) -> None:
+    Args:
+        source: The agent.
+        exporter: Whether to say something of this process and its scrapes, and not only of its images.
+    """
+
+    def __init__(self, source: Source, *, exporter: bool = True) -> None:
         self._source = source
+        self._exporter = exporter
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
-        self._process = ProcessCollector(registry=self._registry)
+        self._process = ProcessCollector(registry=None)
+        if exporter:
+            self._registry.register(self._process)
 
     def render(self, exposition: Exposition = Exposition.TEXT_0_0_4, late: Collection[str] = ()) -> bytes:
         """Give the text, ready to follow that of the images; those that are ``late`` were not read for this scrape."""
@@ -128,7 +139,8 @@ class OwnMetrics(Collector):
         """Give every family, the images that are late as not read."""
         statuses = self._source.image_statuses()
         yield from self._collect([replace(i, scrape_ok=False) if i.name in late else i for i in statuses])
-        yield from self._process.collect()
+        if self._exporter:
+            yield from self._process.collect()
 
     def _collect(self, images: Sequence[ImageStatus]) -> Iterable[Metric]:
         python = ".".join(map(str, sys.version_info[:3]))
@@ -143,6 +155,15 @@ class OwnMetrics(Collector):
             ("outcome",),
             [((outcome,), count) for outcome, count in self._source.line_counts().items()],
         )
+        if self._exporter:
+            codes, in_flight = self._source.scrape_requests()
+            yield _counter(
+                "skep_scrape_requests",
+                "Scrapes answered, by HTTP status.",
+                ("code",),
+                [((str(code),), count) for code, count in sorted(codes.items())],
+            )
+            yield _gauge("skep_scrape_requests_in_flight", "Scrapes being made.", (), [((), in_flight)])
         successful, success_s = self._source.last_reload()
         yield _gauge(
             "skep_config_last_reload_successful",

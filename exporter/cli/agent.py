@@ -60,6 +60,13 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="scrapes answered at a time, 0 for no limit (default: 40)",
     )
     agent.add_argument(
+        "--web.disable-exporter-metrics",
+        dest="disable_exporter_metrics",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="leave out metrics of the process and of its scrapes (process_*, skep_scrape_requests_*)",
+    )
+    agent.add_argument(
         "--config.check-interval",
         dest="check_interval_s",
         metavar="DURATION",
@@ -169,6 +176,7 @@ def _agent(args: argparse.Namespace) -> int:
         web_config=args.web_config,
         systemd_socket=args.systemd_socket,
         status_socket=status_socket,
+        exporter_metrics=not args.disable_exporter_metrics,
     )
     source = ConfigSource(files, lambda: read_configuration(files()), args.check_interval_s)
     return Agent(config, options, source).run()

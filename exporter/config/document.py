@@ -218,6 +218,10 @@ AGENT = Object(
                                     "What sums and histograms count from: their beginning, or the last post.",
                                     "cumulative",
                                 ),
+                                "export_timeout": Key(
+                                    Duration("100ms", "1d"),
+                                    "How long they are offered if nobody takes them; default: until the next are due.",
+                                ),
                                 **_of_signal(_OTLP_TRANSPORT),
                             },
                             check=_check_client_certificate,
@@ -228,11 +232,31 @@ AGENT = Object(
                         Object(
                             {
                                 "enabled": Key(Bool(), "Whether events are posted as logs.", "true"),
+                                "delay": Key(
+                                    Duration("1ms", "5m"),
+                                    "How long events are gathered before they are posted.",
+                                    "200ms",
+                                ),
+                                "batch_records": Key(
+                                    Int(1, 1_000_000), "Events in one request at most; default: 1 MiB of them."
+                                ),
+                                "queue_records": Key(
+                                    Int(1, 1_000_000_000), "Events that may wait at most; default: 16 MiB of them."
+                                ),
+                                "export_timeout": Key(
+                                    Duration("100ms", "52w"),
+                                    "How long an event is offered to a receiver that is away before it is counted as "
+                                    "failed; default: for ever.",
+                                ),
                                 **_of_signal(_OTLP_TRANSPORT),
                             },
                             check=_check_client_certificate,
                         ),
                         "Events over OTLP.",
+                    ),
+                    "traces": Key(
+                        Object(_of_signal(_OTLP_TRANSPORT), check=_check_client_certificate),
+                        "Spans of the agent's own work over OTLP, with telemetry.traces.",
                     ),
                 },
                 check=_check_client_certificate,
@@ -283,6 +307,11 @@ AGENT = Object(
                         "Have the kernel measure how often programs run and for how long. It then reads the clock "
                         "twice for each run of any BPF program on the host, others' too. Needs CAP_SYS_ADMIN, or the "
                         "sysctl kernel.bpf_stats_enabled=1.",
+                        "false",
+                    ),
+                    "traces": Key(
+                        Bool(),
+                        "Post spans of the agent's own work (image life, reload, scrape, export) over OTLP.",
                         "false",
                     ),
                 }

@@ -266,15 +266,16 @@ def _build(
     limits = replace(Limits(), **defaults.get("limits", {}))
     expire_after_s = defaults.get("expire_after", ImageConfig.__dataclass_fields__["expire_after_s"].default)
     retry = defaults.get("retry", {})
+    telemetry = dict(values.get("telemetry", {}))
     return AgentConfig(
         images=tuple(_build_image(image.node, value, limits, expire_after_s) for image, value in images),
         registries={host: RegistryConfig(**value) for host, value in values.get("registries", {}).items()},
         retry=RetryConfig(**{f"{name}_s": value for name, value in retry.items()}),
         resource_attributes=values.get("resource", {}).get("attributes", {}),
-        otlp=make_otlp_config(values.get("otlp", {}), environment),
+        otlp=make_otlp_config(values.get("otlp", {}), environment, traces=telemetry.pop("traces", None)),
         json_events=JsonEventsConfig(**values.get("events", {}).get("json", {})),
         store=StoreConfig(**values.get("store", {})),
-        telemetry=TelemetryConfig(**values.get("telemetry", {})),
+        telemetry=TelemetryConfig(**telemetry),
     )
 
 

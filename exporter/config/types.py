@@ -143,7 +143,13 @@ class OtlpConfig:
         protocol: ``http/protobuf`` or ``grpc``.
         insecure: Over gRPC, whether an endpoint without a scheme is spoken to without TLS.
         temporality: ``cumulative``, ``delta``, or ``lowmemory``: histograms as differences, counters cumulative.
-        metrics, logs: What a signal has of its own.
+        metrics_export_timeout_s: How long one instant's metrics are offered; 0 until the next are due.
+        logs_delay_s: How long events are gathered before they are posted.
+        logs_queue_records: Events that may wait; 0 for as many as its bytes hold.
+        logs_batch_records: Events in one request; 0 for as many as its bytes hold.
+        logs_export_timeout_s: How long an event is offered before it has failed; 0 for ever.
+        traces_enabled: Whether the agent posts spans of its own work.
+        metrics, logs, traces: What a signal has of its own.
     """
 
     endpoint: str = ""
@@ -159,13 +165,20 @@ class OtlpConfig:
     logs_enabled: bool = True
     insecure: bool = False
     temporality: str = "cumulative"
+    metrics_export_timeout_s: float = 0.0
+    logs_delay_s: float = 0.2
+    logs_queue_records: int = 0
+    logs_batch_records: int = 0
+    logs_export_timeout_s: float = 0.0
+    traces_enabled: bool = False
     metrics: OtlpSignalConfig = field(default_factory=OtlpSignalConfig)
     logs: OtlpSignalConfig = field(default_factory=OtlpSignalConfig)
+    traces: OtlpSignalConfig = field(default_factory=OtlpSignalConfig)
     endpoint_is_whole: bool = False
 
-    def of_signal(self, signal: Literal["metrics", "logs"]) -> OtlpConfig:
+    def of_signal(self, signal: Literal["metrics", "logs", "traces"]) -> OtlpConfig:
         """Give the settings of one signal, its own in place of the general ones."""
-        own = self.metrics if signal == "metrics" else self.logs
+        own: OtlpSignalConfig = getattr(self, signal)
         settings: dict[str, Any] = {each.name: getattr(own, each.name) for each in fields(own)}
         given = {name: value for name, value in settings.items() if value is not None}
         if not given:

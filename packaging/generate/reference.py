@@ -150,6 +150,9 @@ class Nothing:
     def otlp_accounts(self) -> dict[str, Account]:
         return {}
 
+    def scrape_requests(self) -> tuple[dict[int, int], int]:
+        return {}, 0
+
     def line_counts(self) -> dict[str, int]:
         return {}
 

@@ -185,3 +185,37 @@ def test_events_whose_receiver_hangs_at_the_end_are_not_lost_in_silence(tmp_path
                 "events are lost: their receiver did not let go of them in time"
             )
             assert sum(int(str(line["records"])) for line in told) == 12
+
+
+def test_metrics_of_the_process_are_left_out_if_they_are_not_wanted(tmp_path: Path) -> None:
+    """As of every exporter; those of the images stay. Else scrapes are counted by status."""
+    with running_agent(tmp_path, f"images: [{image(tmp_path)}]", "--web.disable-exporter-metrics") as agent:
+        page = agent.wait_states(calls="running")
+        assert not [name for name, _, _ in page.samples if name.startswith(("process_", "skep_scrape_requests"))]
+    with running_agent(tmp_path, "images: []", "--no-web.disable-exporter-metrics") as agent:
+        assert agent.get("/metrics?collect[]=nothing")[0] == 400
+        page = agent.scrape()
+        assert page.all("skep_scrape_requests_total", code="400") == [1]
+        assert page.all("skep_scrape_requests_in_flight") == [1]
+        assert page.sum("process_resident_memory_bytes") > 0
+
+
+def test_batches_are_those_of_the_environment(tmp_path: Path) -> None:
+    """OTEL_BLRP_*; a name that nobody knows is told."""
+    environment = {"OTEL_BLRP_MAX_EXPORT_BATCH_SIZE": "10", "OTEL_BLRP_SCHEDULE_DELAY": "300", "OTEL_BLRP_DELAY": "1"}
+    with OtlpReceiver() as receiver:
+        config = f"images: [{image(tmp_path)}]\notlp: {{endpoint: '{receiver.endpoint}', metrics: {{enabled: false}}}}"
+        with running_agent(tmp_path, config, environment=environment) as agent:
+            agent.wait_states(calls="running")
+            make_calls(100)
+            agent.wait(lambda page: page.sum("skep_events_exported_total") == 100)
+            [line] = agent.lines("an OTEL_ variable has no effect")
+            assert "OTEL_BLRP_DELAY is not known" in str(line["reason"])
+        sizes = [
+            len(scope.log_records)
+            for request in receiver.logs()
+            for resource in request.resource_logs
+            for scope in resource.scope_logs
+        ]
+    assert sum(sizes) == 100
+    assert max(sizes) <= 10

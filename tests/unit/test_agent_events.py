@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from opentelemetry.proto.collector.logs.v1 import logs_service_pb2
 from prometheus_client.core import GaugeMetricFamily
 
 from exporter.agent.delivery import LogsDelivery, MetricsDelivery
@@ -369,6 +370,53 @@ def test_parcel_that_is_answered_in_part_ends_with_its_delivery(monkeypatch: pyt
     ]
     assert [parcel.records for parcel in queue.take(1)] == [4]
     assert logs.account().pending == 0
+
+
+def test_request_holds_no_more_records_than_it_may() -> None:
+    """However many arrive at once; in their order, none twice."""
+    sender = FakeSender(ACCEPTED)
+    _, ledger, queue = delivery(sender, 10, 5)
+    logs = LogsDelivery(sender, queue, ledger, Resource(), batch_records=4)  # type: ignore[arg-type]
+    logs.flush(1.0)
+    assert ends(ledger) == [(10, 0, 0), (5, 0, 0)]
+    sizes = [items for _, items in sender.settled]
+    assert max(sizes) <= 4
+    assert sum(sizes) == 15
+    found = [
+        record.time_unix_nano
+        for body in sender.bodies
+        for resource in logs_service_pb2.ExportLogsServiceRequest.FromString(body).resource_logs
+        for scope in resource.scope_logs
+        for record in scope.log_records
+    ]
+    assert found == [*range(10), *range(5)]
+
+
+def test_records_fail_when_they_were_offered_for_their_time() -> None:
+    """Only where somebody set it; those behind have their own time."""
+    sender = FakeSender(AWAY)
+    _, ledger, queue = delivery(sender, 3)
+    logs = LogsDelivery(sender, queue, ledger, Resource(), timeout_s=0.05)  # type: ignore[arg-type]
+    began_s = time.monotonic()
+    logs.flush(30.0)
+    assert time.monotonic() - began_s < 10
+    assert ends(ledger) == [(0, 3, 0)]
+    assert sender.settled == [(Verdict.UNAVAILABLE, 3)]
+
+
+def test_queue_is_bounded_in_records_if_it_is_told_to() -> None:
+    """Whatever its bytes; room comes back as they are taken."""
+    queue = ParcelQueue()
+    queue.limit_records = 5
+    parcels = [Parcel("dns", "dns.query", SCOPE, count, b"x") for count in (3, 2, 1)]
+    assert [queue.put(parcel) for parcel in parcels] == [True, True, False]
+    taken = queue.take(1)
+    assert [parcel.records for parcel in taken] == [3]
+    queue.give_back(taken)
+    assert not queue.put(parcels[2])
+    queue.take(1)
+    assert queue.put(parcels[2])
+    assert ParcelQueue().put(Parcel("dns", "dns.query", SCOPE, 1 << 40, b"x"))
 
 
 def test_stopped_delivery_keeps_what_it_holds_for_the_flush() -> None:

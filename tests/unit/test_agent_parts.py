@@ -207,6 +207,9 @@ class Source:
     def line_counts(self) -> dict[str, int]:
         return {"written": 4, "dropped": 3}
 
+    def scrape_requests(self) -> tuple[dict[int, int], int]:
+        return {200: 7, 503: 1}, 2
+
     def last_reload(self) -> tuple[bool, float]:
         return False, 1.5e9
 
@@ -260,6 +263,8 @@ def test_own_metrics_say_what_the_agent_knows() -> None:
         ("skep_otlp_request_duration_seconds_sum", ("signal", "logs")): 99.05,
         ("skep_stream_info", dns, ("lost", "counted"), stream): 1,
         ("skep_stream_info", dns, ("lost", "unknown"), ("stream", "dns.other")): 1,
+        ("skep_scrape_requests_total", ("code", "503")): 1,
+        ("skep_scrape_requests_in_flight",): 2,
         ("skep_json_events_total", ("outcome", "dropped")): 3,
         ("skep_config_last_reload_successful",): 0,
         ("skep_config_last_reload_success_timestamp_seconds",): 1.5e9,
@@ -272,6 +277,10 @@ def test_own_metrics_say_what_the_agent_knows() -> None:
     assert sum(samples[key] for key in states) == 2
     assert "process_resident_memory_bytes" in families
     assert "process_cpu_seconds" in families
+    bare = OwnMetrics(Source(), exporter=False).render().decode()
+    assert {family.name for family in text_string_to_metric_families(bare)} == {
+        name for name in families if not name.startswith(("process_", "skep_scrape_requests"))
+    }
 
 
 def test_part_that_fails_is_told_and_started_again(

@@ -117,10 +117,10 @@ def test_defaults_of_the_schema_are_those_of_the_types() -> None:
                retry: {first: 5s, max: 10m}}
     otlp: {protocol: http/protobuf, timeout: 10s, compression: gzip, metrics: {enabled: true, interval: 60s,
                temporality: cumulative},
-           logs: {enabled: true}}
+           logs: {enabled: true, delay: 200ms}}
     events: {json: {path: /a, stdout: false, max_size: 64MiB, keep: 5}}
     store: {keep: 3}
-    telemetry: {bpf_stats: false}
+    telemetry: {bpf_stats: false, traces: false}
     """
     used = dict(paths_of(yaml.compose(written, Loader=yaml.SafeLoader), AGENT))
     for path, key in keys_of(AGENT):
