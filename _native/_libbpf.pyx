@@ -472,3 +472,165 @@ cdef Map _map(Object owner, libbpf.bpf_map *handle):
     map.owner = owner
     map.handle = handle
     return map
+
+
+# ---- What this kernel does, by trying it: for `skep doctor`, in a process of its own ----
+
+cdef extern from *:
+    """
+    #include <bpf/bpf.h>
+    #include <bpf/libbpf.h>
+
+    /* The least program there is, of a type that attaches to a kernel function or tracepoint by its BTF, or to many. */
+    static int skep_try_load(int type, int attach_type, const char *target, char *log, size_t log_size)
+    {
+        struct bpf_insn insns[] = {
+            { .code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = BPF_REG_0, .imm = 0 },
+            { .code = BPF_JMP | BPF_EXIT },
+        };
+        LIBBPF_OPTS(bpf_prog_load_opts, opts, .expected_attach_type = (enum bpf_attach_type)attach_type);
+
+        log[0] = 0;
+        if (target) {
+            int id = libbpf_find_vmlinux_btf_id(target, (enum bpf_attach_type)attach_type);
+
+            if (id < 0)
+                return id;
+            opts.attach_btf_id = id;
+            opts.log_buf = log;
+            opts.log_size = log_size;
+            opts.log_level = 1;
+        }
+        return bpf_prog_load((enum bpf_prog_type)type, "skep_doctor", "GPL", insns, 2, &opts);
+    }
+
+    static int skep_try_kprobe_multi(int fd, const char *function)
+    {
+        LIBBPF_OPTS(bpf_link_create_opts, opts, .kprobe_multi.syms = &function, .kprobe_multi.cnt = 1);
+
+        return bpf_link_create(fd, 0, (enum bpf_attach_type)42 /* BPF_TRACE_KPROBE_MULTI */, &opts);
+    }
+
+    /* libbpf's own question: a kernel that knows the link looks at the path, which cannot be probed. */
+    static int skep_try_uprobe_multi(int fd)
+    {
+        unsigned long offset = 0;
+        LIBBPF_OPTS(bpf_link_create_opts, opts, .uprobe_multi.path = "/", .uprobe_multi.offsets = &offset,
+                    .uprobe_multi.cnt = 1);
+
+        return bpf_link_create(fd, -1, (enum bpf_attach_type)48 /* BPF_TRACE_UPROBE_MULTI */, &opts);
+    }
+
+    static int skep_try_perf(unsigned type, unsigned long long config, const char *text, unsigned long long offset,
+                             int pid, int cpu)
+    {
+        struct perf_event_attr attr = {
+            .type = type, .size = sizeof(attr), .config = config, .disabled = 1,
+        };
+        int fd;
+
+        if (text) {
+            attr.config1 = (unsigned long)text;
+            attr.config2 = offset;
+        } else {
+            attr.sample_period = 1000000000;
+        }
+        fd = syscall(__NR_perf_event_open, &attr, pid, cpu, -1, PERF_FLAG_FD_CLOEXEC);
+        return fd < 0 ? -errno : fd;
+    }
+    """
+    int skep_try_load(int type, int attach_type, const char *target, char *log, size_t log_size) nogil
+    int skep_try_kprobe_multi(int fd, const char *function) nogil
+    int skep_try_uprobe_multi(int fd) nogil
+    int skep_try_perf(unsigned int type, unsigned long long config, const char *text, unsigned long long offset,
+                      int pid, int cpu) nogil
+    int libbpf_probe_bpf_prog_type(int type, const void *opts) nogil
+    int libbpf_probe_bpf_map_type(int type, const void *opts) nogil
+    int libbpf_probe_bpf_helper(int type, int helper, const void *opts) nogil
+    int bpf_raw_tracepoint_open(const char *name, int program_fd) nogil
+
+
+def be_quiet():
+    """Let libbpf say nothing: a kernel that refuses what is only tried is no news."""
+    libbpf_set_print(NULL)
+
+
+def probe_program_type(int type):
+    """Whether the kernel loads programs of a type: 1, 0, or a negative errno where that cannot be told."""
+    cdef int found
+    with nogil:
+        found = libbpf_probe_bpf_prog_type(type, NULL)
+    return found
+
+
+def probe_map_type(int type):
+    """Whether the kernel makes maps of a type: 1, 0, or a negative errno where that cannot be told."""
+    cdef int found
+    with nogil:
+        found = libbpf_probe_bpf_map_type(type, NULL)
+    return found
+
+
+def probe_helper(int type, int helper):
+    """Whether programs of a type may call a helper: 1, 0, or a negative errno where that cannot be told."""
+    cdef int found
+    with nogil:
+        found = libbpf_probe_bpf_helper(type, helper, NULL)
+    return found
+
+
+def try_load(int type, int attach_type, str target):
+    """Load the least program of a type and return its descriptor; a ``target`` is found in the kernel's BTF."""
+    cdef char log[4096]
+    cdef const char *name = NULL
+    cdef int fd
+    if target:
+        encoded = target.encode()
+        name = encoded
+    with nogil:
+        fd = skep_try_load(type, attach_type, name, log, sizeof(log))
+    if fd < 0:
+        raise OSError(-fd, "loading", _text(log))
+    return fd
+
+
+def try_raw_tracepoint(str name, int program_fd):
+    """Attach to a raw tracepoint, or without a name to what the program was loaded for; return the descriptor."""
+    cdef const char *text = NULL
+    cdef int fd
+    if name:
+        encoded = name.encode()
+        text = encoded
+    with nogil:
+        fd = bpf_raw_tracepoint_open(text, program_fd)
+    if fd < 0:
+        raise OSError(-fd, "attaching")
+    return fd
+
+
+def try_kprobe_multi(int program_fd, str function):
+    """Attach to one function through the multi link; return the descriptor."""
+    encoded = function.encode()
+    cdef int fd = skep_try_kprobe_multi(program_fd, encoded)
+    if fd < 0:
+        raise OSError(-fd, "attaching")
+    return fd
+
+
+def try_uprobe_multi(int program_fd):
+    """The errno of a multi link to what cannot be probed: EBADF where the kernel has such links."""
+    return -skep_try_uprobe_multi(program_fd)
+
+
+def try_perf_event(unsigned int type, unsigned long long config, str text, unsigned long long offset, int pid, int cpu):
+    """Open a perf event that counts nothing yet; ``text`` is a probe's function or file. Return the descriptor."""
+    cdef const char *words = NULL
+    cdef int fd
+    if text:
+        encoded = text.encode()
+        words = encoded
+    with nogil:
+        fd = skep_try_perf(type, config, words, offset, pid, cpu)
+    if fd < 0:
+        raise OSError(-fd, "opening the event")
+    return fd

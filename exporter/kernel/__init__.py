@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     )
     from .maps import Batch, Map
     from .rings import RingReader
+    from .support import Finding, Verdict, findings
     from .usage import ProgramUsage, RunStatistics
 
 _HOMES = {
@@ -46,6 +47,7 @@ _HOMES = {
     "Capability": "features",
     "Collection": "collection",
     "Features": "features",
+    "Finding": "support",
     "GlobalRequest": "collection",
     "LoadRequest": "collection",
     "Map": "maps",
@@ -55,6 +57,8 @@ _HOMES = {
     "ProgramUsage": "usage",
     "RingReader": "rings",
     "RunStatistics": "usage",
+    "Verdict": "support",
+    "findings": "support",
     "libbpf_version": "features",
     "load": "collection",
     "online_cpus": "features",
@@ -67,6 +71,7 @@ __all__ = [
     "Capability",
     "Collection",
     "Features",
+    "Finding",
     "GlobalRequest",
     "LoadRequest",
     "Map",
@@ -76,6 +81,8 @@ __all__ = [
     "ProgramUsage",
     "RingReader",
     "RunStatistics",
+    "Verdict",
+    "findings",
     "libbpf_version",
     "load",
     "online_cpus",
