@@ -51,7 +51,8 @@ def test_each_template_builds_without_a_warning_and_prints_numbers(template: str
         assert any(line["attributes"] == {"command": "true"} and line["value"] > 0 for line in calls)  # type: ignore[operator]
     elif template == "histogram":
         stays = [line for line in lines if line.get("metric") == "ebpf_first_histogram_duration_seconds"]
-        assert {line["attributes"]["occupation"] for line in stays} == {"idle", "task"}  # type: ignore[index]
+        # A busy machine may have no idle moment in two seconds.
+        assert {"task"} <= {line["attributes"]["occupation"] for line in stays} <= {"idle", "task"}  # type: ignore[index]
         assert all(line["count"] > 0 and line["sum"] > 0 for line in stays[-2:])  # type: ignore[operator]
     else:
         starts = [line for line in lines if line.get("event") == "ebpf.first_events.start"]
