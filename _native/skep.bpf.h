@@ -77,6 +77,14 @@
 #define SKEP_VALUE SKEP_TAG("value=true")
 #define SKEP_SERIES SKEP_TAG("series=true")
 
+/* Of a program: one of several that measure the same, each on kernels of its own.
+ * Of a group the first by rank runs that the kernel can; the others are not
+ * loaded. They fill the same maps.
+ *
+ *	SEC("fentry/do_unlinkat") SKEP_ALTERNATIVE("unlink", 1) int BPF_PROG(...)
+ *	SEC("kprobe/do_unlinkat") SKEP_ALTERNATIVE("unlink", 2) int BPF_KPROBE(...) */
+#define SKEP_ALTERNATIVE(group, rank) SKEP_TAG("alternative=" group ":" #rank)
+
 /* How a slot array, or a slot number in a key, is laid out:
  *	log2_ceil          slot k counts (2^(k-1), 2^k], slot 0 counts 0 and 1
  *	log2_floor         slot k counts [2^k, 2^(k+1)), slot 0 counts 0 too

@@ -114,6 +114,27 @@ struct request_sock {
 	struct sock_common __req_common;
 };
 
+/* ---- Remote procedure calls: types of the module sunrpc ---- */
+
+struct rpc_procinfo {
+	const char *p_name;
+};
+
+struct rpc_message {
+	const struct rpc_procinfo *rpc_proc;
+};
+
+struct rpc_clnt {
+	__u32 cl_prog;
+	__u32 cl_vers;
+};
+
+struct rpc_task {
+	int tk_status; /* 0 or a negative errno */
+	struct rpc_message tk_msg;
+	struct rpc_clnt *tk_client;
+};
+
 /* ---- Registers at a system call ---- */
 
 struct pt_regs;

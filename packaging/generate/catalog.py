@@ -51,7 +51,7 @@ def described(name: str, spec: ObjectSpec, plan: Plan, costs: dict[str, list[tup
     yield f"## {name}\n"
     yield (SOURCES / name / "README.md").read_text(encoding="utf-8").strip() + "\n"
     measured = ", ".join(f"{ns} ns `{program}`" for program, ns in costs.get(name, ()))
-    yield f"**Cost:** {measured or 'not measured'}.\n"
+    yield f"**Cost:** {measured or 'not measured, see cost.md'}.\n"
     settings = [f"`{each.name}`" for each in spec.globals if each.constant and each.name not in SWITCHES]
     if settings:
         yield f"**Globals:** {', '.join(settings)}.\n"

@@ -20,6 +20,7 @@ import yaml
 
 from exporter.cli.build import build_catalog
 from exporter.image import Store
+from tests.kernel.test_catalog import why_not_here
 from tests.support import workload
 from tests.support.dashboards import DIRECTORY, FILES, ROOT, Target, all_targets, families, read, substituted
 from tests.support.otlp_receiver import Answer, OtlpReceiver
@@ -35,6 +36,7 @@ pytestmark = pytest.mark.skipif(not available(), reason="needs prometheus")
 NOT_HERE: dict[str, str] = {}
 if not workload.memory_can_be_limited():
     NOT_HERE["oom-kills"] = "no memory controller may be used, and this machine's own memory is not to run out"
+NOT_HERE |= {name: why for name in ("capability-checks", "nfs-operations") if (why := why_not_here(name))}
 
 # Metrics of the agent or the catalog that no panel shows, and why.
 NOT_SHOWN: dict[str, str] = {}

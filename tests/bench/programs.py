@@ -143,6 +143,9 @@ def time_per_event(name: str, seconds: float) -> list[tuple[str, float | None, i
 
     Returns:
         For each program its name, nanoseconds per run (None if it never ran), and runs.
+
+    Raises:
+        KernelError: this kernel cannot run the image.
     """
     from exporter.agent.program import load, make_lookup, plan_bundle
     from exporter.config import ImageConfig

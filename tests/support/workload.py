@@ -6,6 +6,7 @@ import ctypes
 import fcntl
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -159,6 +160,13 @@ def memory_can_be_limited() -> bool:
     if root is None:
         return False
     return "memory" in (root / "cgroup.controllers").read_text().split() or os.access("/sys/fs/cgroup/memory", os.W_OK)
+
+
+def sunrpc_available() -> bool:
+    """Whether this kernel has sunrpc and tells its types; loads the module if need be."""
+    if not Path("/sys/module/sunrpc").exists() and shutil.which("modprobe"):
+        subprocess.run(["modprobe", "sunrpc"], check=False, capture_output=True)
+    return Path("/sys/kernel/btf/sunrpc").exists()
 
 
 @contextmanager

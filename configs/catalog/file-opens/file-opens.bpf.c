@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
  *
- * Files that processes opened, and opens that failed: open, openat, openat2,
- * creat and open_by_handle_at, of 64-bit and 32-bit processes. What is opened
- * through io_uring is no system call and not seen; nor is execve.
+ * Files that processes opened, and opens that failed: open, openat, openat2 and
+ * creat, of 64-bit and 32-bit processes. What is opened through io_uring is no
+ * system call and not seen; nor are execve and open_by_handle_at.
  *
- * It looks at the end of every system call for those five, because that needs no
- * more than CAP_BPF and CAP_PERFMON.
+ * The end of the function that all four come down to is the hook; where the kernel
+ * refuses it, the end of every system call, looked at for those four.
  *
  * The event, off by default, names paths and processes: personal data.
  */
@@ -89,7 +89,6 @@ enum call {
 	CALL_OTHER,
 	CALL_PATH_FIRST,  /* open, creat */
 	CALL_PATH_SECOND, /* openat, openat2 */
-	CALL_NO_PATH,	  /* open_by_handle_at */
 };
 
 /* Numbers of arch/x86/entry/syscalls/syscall_{64,32}.tbl, and for arm64 of
@@ -102,12 +101,10 @@ static __always_inline enum call call_on_x86(struct pt_regs___on_x86 *regs)
 	if (regs->cs == USER32_CS)
 		return number == 5 || number == 8     ? CALL_PATH_FIRST :
 		       number == 295 || number == 437 ? CALL_PATH_SECOND :
-		       number == 342		      ? CALL_NO_PATH :
 							CALL_OTHER;
 	number &= ~0x40000000;
 	return number == 257 || number == 437 ? CALL_PATH_SECOND :
 	       number == 2 || number == 85    ? CALL_PATH_FIRST :
-	       number == 304		      ? CALL_NO_PATH :
 						CALL_OTHER;
 }
 
@@ -118,9 +115,8 @@ static __always_inline enum call call_on_arm64(struct pt_regs___on_arm64 *regs)
 	if (regs->pstate & PSR_MODE32_BIT)
 		return number == 5 || number == 8     ? CALL_PATH_FIRST :
 		       number == 322 || number == 437 ? CALL_PATH_SECOND :
-		       number == 371		      ? CALL_NO_PATH :
 							CALL_OTHER;
-	return number == 56 || number == 437 ? CALL_PATH_SECOND : number == 265 ? CALL_NO_PATH : CALL_OTHER;
+	return number == 56 || number == 437 ? CALL_PATH_SECOND : CALL_OTHER;
 }
 
 static __always_inline enum call call_of(struct pt_regs *regs)
@@ -141,8 +137,6 @@ static __always_inline __u64 path_of(struct pt_regs *regs, enum call call)
 	struct pt_regs___on_x86 *x86 = (void *)regs;
 	struct pt_regs___on_arm64 *arm64 = (void *)regs;
 
-	if (call == CALL_NO_PATH)
-		return 0;
 	if (bpf_core_field_exists(x86->cs)) {
 		if (x86->cs == USER32_CS)
 			return (__u32)(call == CALL_PATH_FIRST ? x86->bx : x86->cx);
@@ -153,10 +147,9 @@ static __always_inline __u64 path_of(struct pt_regs *regs, enum call call)
 	return 0;
 }
 
-static __always_inline void report(struct pt_regs *regs, enum call call, const struct failure *result)
+static __always_inline void report(__u64 path, const struct failure *result)
 {
 	struct open_record *record;
-	__u64 path;
 
 	if (!skep_event_allowed(&events_rate, events_per_cpu_s, &events_lost))
 		return;
@@ -169,20 +162,15 @@ static __always_inline void report(struct pt_regs *regs, enum call call, const s
 	record->result.group.id = bpf_get_current_cgroup_id();
 	record->pid = bpf_get_current_pid_tgid() >> 32;
 	bpf_get_current_comm(record->comm, sizeof(record->comm));
-	path = path_of(regs, call);
 	if (path)
 		bpf_probe_read_user_str(record->path, sizeof(record->path), (void *)path);
 	skep_event_submit(record);
 }
 
-SEC("tp_btf/sys_exit")
-int BPF_PROG(on_exit, struct pt_regs *regs, long result)
+static __always_inline void count(__u64 path, long result)
 {
-	enum call call = call_of(regs);
 	struct failure failure = {};
 
-	if (call == CALL_OTHER)
-		return 0;
 	if (by_cgroup)
 		failure.group.id = bpf_get_current_cgroup_id();
 	count_or_replace(&calls, &calls_order, &failure.group, &missed);
@@ -193,7 +181,26 @@ int BPF_PROG(on_exit, struct pt_regs *regs, long result)
 		count_or_replace(&errors, &errors_order, &failure, &missed);
 	}
 	if (events_enabled && (failure.error || !events_of_failures_only))
-		report(regs, call, &failure);
+		report(path, &failure);
+}
+
+/* The result is a long before v7, an int since. */
+SEC("?fexit/do_sys_openat2")
+SKEP_ALTERNATIVE("open", 1)
+int BPF_PROG(on_open, int directory, const char *path, void *how, long result)
+{
+	count((__u64)path, (int)result);
+	return 0;
+}
+
+SEC("tp_btf/sys_exit")
+SKEP_ALTERNATIVE("open", 2)
+int BPF_PROG(on_exit, struct pt_regs *regs, long result)
+{
+	enum call call = call_of(regs);
+
+	if (call != CALL_OTHER)
+		count(path_of(regs, call), result);
 	return 0;
 }
 
