@@ -199,8 +199,12 @@ def test_process_whose_threads_end_together_is_counted_once(cflags: tuple[str, .
         waited = int(workload.run_in_group(group, code))
         rows = {key[:3]: row[""] for key, row in program.rows("exits").items() if key[3] == group_id}
         leftover = settled(lambda: len(program.rows("counted")))
+        skipped = program.skipped()
     assert waited == 400
-    assert rows == {(EXITED, 7, 0): 400, (EXITED, 0, 0): 1}
+    counted = rows.pop((EXITED, 7, 0))
+    assert rows == {(EXITED, 0, 0): 1}
+    # A thread that is preempted inside the program keeps others on its CPU from running it: the kernel says how often.
+    assert counted <= waited <= counted + skipped
     assert leftover < 40, "processes that are gone stay noted"
 
 
