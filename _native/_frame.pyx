@@ -173,6 +173,9 @@ cdef extern from "stream.h" nogil:
         uint64_t sample_one_in
         uint8_t enabled
         uint8_t measured
+        uint8_t tail_size
+        uint32_t tail_offset
+        skep_label_rule tail
         skep_resolve_fn resolve
         void *resolve_context
     struct skep_stream_counts:
@@ -525,7 +528,7 @@ cdef class Stream:
     cdef Resolver resolver
 
     def __cinit__(self, *, labels, ask, resolvers, record_size, time, severity, event_name, json_name, events_per_s,
-                  sample_one_in, enabled, measured):
+                  sample_one_in, enabled, measured, tail):
         cdef skep_stream_config config
         memset(&config, 0, sizeof(config))
         self.resolver = Resolver(ask, resolvers)
@@ -539,6 +542,11 @@ cdef class Stream:
         config.sample_one_in = sample_one_in
         config.enabled = enabled
         config.measured = measured
+        if tail is not None:
+            config.tail.decoder, config.tail_offset, config.tail_size = tail[:3]
+            config.tail.offset_bits = config.tail_offset * 8
+            config.tail.otlp = span(tail[3])
+            config.tail.json = span(tail[4])
         config.resolve = resolve
         config.resolve_context = <void *>self.resolver
         try:

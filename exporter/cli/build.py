@@ -266,7 +266,7 @@ def summary(plan: Plan) -> list[str]:
     for stream in plan.streams:
         if stream.metrics_only:
             continue
-        names = ",".join(attribute.name for attribute in stream.attributes)
+        names = ",".join(attribute.name for attribute in (*stream.attributes, *filter(None, [stream.tail])))
         lines.append(f"{'event':9} {stream.event_name}{{{names}}}{'' if stream.enabled else ' (off)'}")
     if not lines:
         lines.append("exports nothing: no map has a kind; name one counter_x, or tag it SKEP_COUNTER")

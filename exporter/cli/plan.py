@@ -234,7 +234,8 @@ def _stream(stream: StreamPlan) -> Iterator[str]:
         yield f"    made only where it is enabled: sets global {stream.switch}"
     if stream.description:
         yield f"    {stream.description}"
-    yield from _labels("attributes", stream.attributes, stream.constant_labels)
+    tail = (stream.tail,) if stream.tail else ()
+    yield from _labels("attributes", stream.attributes + tail, stream.constant_labels)
 
 
 def _labels(title: str, rules: Sequence[LabelRule], constant: Sequence[tuple[str, str]]) -> Iterator[str]:

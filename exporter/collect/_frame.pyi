@@ -63,6 +63,7 @@ class Stream:
         sample_one_in: int,
         enabled: bool,
         measured: bool,
+        tail: tuple[int, int, int, Span, Span] | None,
     ) -> None: ...
     def decode(
         self, records: Buffer, now_ns: int, realtime_minus_monotonic_ns: int, otlp: bool, json: bool

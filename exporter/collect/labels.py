@@ -212,25 +212,26 @@ def field(tag: int, payload: bytes) -> bytes:
     return bytes((tag,)) + varint(len(payload)) + payload
 
 
-def otlp_attributes(pairs: Sequence[tuple[str, Value]], *, tag: int) -> bytes:
+def any_value(value: Value | list[int]) -> bytes:
+    """An ``AnyValue``; in an array a number that 63 bits do not hold is text."""
+    if isinstance(value, bool):
+        return b"\x10" + varint(value)
+    if isinstance(value, int):
+        return b"\x18" + varint(value)
+    if isinstance(value, list):
+        return field(0x2A, b"".join(field(0x0A, any_value(one if one < 1 << 63 else str(one))) for one in value))
+    return field(0x0A, value.encode())
+
+
+def otlp_attributes(pairs: Sequence[tuple[str, Value | list[int]]], *, tag: int) -> bytes:
     """Repeated ``KeyValue`` under one field tag; empty values are left out."""
-    out = b""
-    for name, value in pairs:
-        if value == "" and isinstance(value, str):
-            continue
-        if isinstance(value, bool):
-            any_value = b"\x10" + varint(value)
-        elif isinstance(value, int):
-            any_value = b"\x18" + varint(value)
-        else:
-            any_value = field(0x0A, value.encode())
-        out += field(tag, field(0x0A, name.encode()) + field(0x12, any_value))
-    return out
+    shown = [(name, value) for name, value in pairs if value not in ("", [])]
+    return b"".join(field(tag, field(0x0A, name.encode()) + field(0x12, any_value(value))) for name, value in shown)
 
 
-def json_members(pairs: Sequence[tuple[str, Value]]) -> str:
+def json_members(pairs: Sequence[tuple[str, Value | list[int]]]) -> str:
     """``"name":value,…`` without the braces; empty values are left out."""
-    shown = {name: value for name, value in pairs if not (isinstance(value, str) and value == "")}
+    shown = {name: value for name, value in pairs if value not in ("", [])}
     return json.dumps(shown, ensure_ascii=False, separators=(",", ":"))[1:-1]
 
 

@@ -158,7 +158,10 @@ class StreamPlan:
         event_name: OpenTelemetry event name, dotted; of a ring without events, what its records are counted under.
         attributes: Of each record.
         time: Where the record keeps its ``bpf_ktime_get_ns``; without it the time of reading is used.
-        record_size: Bytes of the declared type; shorter records are counted as failed.
+        record_size: Bytes of the declared type, without its flexible array; shorter records are counted as failed, of
+            longer ones the beginning is read.
+        tail: The flexible array that the record ends with, as one more attribute: ``string`` or ``bytes``, or the
+            numbers ``uint`` or ``int`` of ``size_bits`` each, as many as the record holds.
         severity: OpenTelemetry severity number, 9 is INFO.
         lost_map: A per-CPU or plain array of one u64 in which the program counts failed reserves, or "".
         sample_one_in: Of so many records one is exported.
@@ -184,6 +187,7 @@ class StreamPlan:
     switch: str = ""
     metrics: bool = False
     metrics_only: bool = False
+    tail: LabelRule | None = None
 
 
 @dataclass(frozen=True, slots=True)

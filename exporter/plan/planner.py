@@ -152,7 +152,10 @@ class _Planner:
     ) -> tuple[tuple[str, str], ...]:
         labels = tuple((name, str(value)) for name, value in self.config.labels.items())
         owners = [(f"map {table.spec.name!r}", table.labels) for table in tables]
-        owners += [(f"event {stream.event_name!r}", stream.attributes) for stream in streams]
+        owners += [
+            (f"event {stream.event_name!r}", stream.attributes + ((stream.tail,) if stream.tail else ()))
+            for stream in streams
+        ]
         shown = {prometheus_label(name) for name in self.config.labels}
         for name in self.config.labels:
             if not LABEL_NAME.fullmatch(name) or prometheus_label(name) == "le":

@@ -21,7 +21,7 @@ from exporter.errors import PlanError
 from exporter.model import CellType, Kind, prometheus_label
 
 from .context import ARRAYS, MapContext, described, listed, map_type_name
-from .conventions import Tags, member_tags
+from .conventions import Tags, is_padding, member_tags
 from .labels import LabelReader, value_rule
 from .metadata import EventMetadata, LabelDeclaration, MetricDeclaration, MetricMetadata, over
 from .plan import LabelRule, RecordRule, StreamPlan
@@ -34,6 +34,8 @@ BUMBLEBEE_EDGES = SlotScheme("edges", edges=tuple(map(Fraction, (0, 10, 20, 50, 
 _DEFAULT_SLOTS = 37
 """Of log2 buckets nobody asked for: up to 2^36, 69 seconds of nanoseconds or 64 GiB."""
 _MADE = ("counter", "histogram")
+_TAIL_DECODERS = {FieldKind.CHARS: ("string", "bytes"), FieldKind.BYTES: ("bytes", "string")}
+"""What the bytes of a flexible array may be, first what they are if nothing is said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,11 +168,16 @@ class _RingPlanner:
     def _stream(self, layout: Layout) -> StreamPlan:
         declared = over(self.event.event if self.event else None, self.tags.event)
         rules: tuple[LabelRule, ...] = ()
+        tail: LabelRule | None = None
         time = None
         if self.kind.event:
-            labels = LabelReader(self.map, "record", self._event_labels(), layout, self.tags.label)
+            said = self._event_labels()
+            tail = self._tail(layout, said)
+            labels = LabelReader(self.map, "record", said, layout, self.tags.label)
             rules, _ = labels.rules()
             time = labels.time
+            if tail is not None and any(prometheus_label(rule.name) == prometheus_label(tail.name) for rule in rules):
+                self.map.problem("record", f"two labels are named {tail.name!r}; give one another name with label=")
             if time is not None and (time.size_bits != 64 or time.kind is not FieldKind.UINT):
                 self.map.problem(
                     "record", f"member {time.name!r} is marked as time; expected the u64 of bpf_ktime_get_ns()"
@@ -184,7 +191,7 @@ class _RingPlanner:
             map=self.map.spec.name,
             event_name=name,
             attributes=rules,
-            record_size=layout.size,
+            record_size=_least_size(layout),
             description=declared.help or f"Records of eBPF ring buffer {self.map.spec.name}",
             time=value_rule(time) if time else None,
             severity=declared.severity or 9,
@@ -192,7 +199,31 @@ class _RingPlanner:
             enabled=self.kind.event and declared.enabled is not False,
             switch=self._switch(declared.switch) if declared.switch is not None else "",
             metrics_only=not self.kind.event,
+            tail=tail,
         )
+
+    def _tail(self, layout: Layout, said: dict[str, LabelDeclaration]) -> LabelRule | None:
+        """The flexible array at the end of a record as an attribute; what is said about it is taken out of ``said``."""
+        tail = layout.tail
+        if tail is None:
+            return None
+        tags = member_tags(f"{self.map.owner} record member {tail.name!r}", tail.tags, self.map.problems).label
+        declared = over(said.pop(tail.name, None), tags)
+        if declared.drop or (is_padding(tail) and not declared.whole):
+            return None
+        allowed: tuple[str, ...] = _TAIL_DECODERS.get(tail.kind, ())
+        if tail.kind is FieldKind.ARRAY:
+            allowed = ("int" if tail.signed else "uint",)
+        name, decoder = (declared.labels or ((tail.name, ""),))[0]
+        decoder = decoder or declared.decode or next(iter(allowed), "")
+        if decoder not in allowed or len(declared.labels or ()) > 1:
+            self.map.problem(
+                "record",
+                f"record member {tail.name!r} is an array without a length of {tail.type_name or 'structs'}, shown as "
+                f"{listed(allowed)}; change its decoder, or tag it drop=true",
+            )
+            return None
+        return LabelRule(name, decoder, tail.offset_bits, tail.size_bits, tail.signed)
 
     def _event_name(self) -> str:
         declared = over(self.event.event if self.event else None, self.tags.event)
@@ -277,7 +308,7 @@ class _RingPlanner:
                 self.map.problem(
                     "record", "label 'le' is the histogram's own; give the member another name with label="
                 )
-        return Tally(self.map.spec, labels, tuple(metrics), layout.size)
+        return Tally(self.map.spec, labels, tuple(metrics), _least_size(layout))
 
     def _observed(
         self, leaves: Mapping[str, Field], members: Mapping[str, MetricDeclaration], layout: Layout
@@ -370,11 +401,15 @@ class _RingPlanner:
     def _labels(self, layout: Layout, numbers: Sequence[Field]) -> tuple[LabelRule, ...]:
         """The labels that all metrics of the ring have."""
         said = dict(self.document.labels)
+        if layout.tail is not None and not self.kind.event:
+            self.map.note(f"record member {layout.tail.name!r} is no label: its length differs from record to record")
         if self.kind.event:
             # What an attribute is called and how it is shown holds for the label, too.
             said = {name: over(said.get(name), entry) for name, entry in self._event_labels().items()} | {
                 name: entry for name, entry in said.items() if name not in self._event_labels()
             }
+        if layout.tail is not None:
+            said.pop(layout.tail.name, None)
         rules, _ = LabelReader(self.map, "record", said, layout, self.tags.label).rules()
         if self.kind.event:
             chosen = [
@@ -391,6 +426,11 @@ class _RingPlanner:
         """Whether a number is asked for as a label, too."""
         tags = member_tags(self.map.owner, leaf.tags, []).label
         return over(self.document.labels.get(leaf.name), tags).labels is not None
+
+
+def _least_size(layout: Layout) -> int:
+    """Bytes that every record has: a flexible array may begin where the struct's padding does."""
+    return layout.tail.offset_bits // 8 if layout.tail is not None else layout.size
 
 
 def _fields(fields: Iterable[Field]) -> Iterable[Field]:

@@ -226,3 +226,34 @@ def test_metadata_about_members_that_are_not_there_is_an_error() -> None:
     found = problems_of("struct r { u32 a; }; RING(hist_x, struct r);", metadata=metadata)
     assert "metadata 'metrics.hist_x' has value 'y', which is no member of the record; it has a" in found
     assert "metadata 'metrics.hist_x.z' names no member of the record; it has a" in found
+
+
+def test_flexible_array_is_the_last_attribute_of_an_event() -> None:
+    """A record may end where the array begins, before the struct's own padding."""
+    source = "struct r { u64 a; u32 n; %s; }; RING(print_x, struct r);"
+    for member, decoder, bits in (
+        ("char text[]", "string", 8),
+        ("u8 text[0]", "bytes", 8),
+        ('u8 text[] TAG("decode=string")', "string", 8),
+        ("s16 text[]", "int", 16),
+        ('u32 text[] TAG("label=text")', "uint", 32),
+    ):
+        (stream,) = plan_of(source % member).streams
+        assert stream.record_size == 12
+        assert stream.tail is not None
+        assert (stream.tail.name, stream.tail.decoder, stream.tail.offset_bits) == ("text", decoder, 96)
+        assert stream.tail.size_bits == bits
+    (stream,) = plan_of(source % 'u32 text[] TAG("drop=true")').streams
+    assert stream.tail is None
+    metadata = {"version": 1, "events": {"print_x": {"labels": {"text": {"name": "words"}}}}}
+    (stream,) = plan_of(source % "char text[]", metadata=metadata).streams
+    assert stream.tail is not None and stream.tail.name == "words"
+    assert "shown as none" in problems_of(source % "struct { u32 a; } text[]")[0]
+    assert "two labels are named 'a'" in problems_of(source % 'char text[] TAG("label=a")')[0]
+
+
+def test_flexible_array_is_no_label_of_a_metric() -> None:
+    """Its length differs from record to record."""
+    plan = plan_of("struct r { u32 n; char text[]; }; RING(counter_x, struct r);")
+    assert labels(plan, "counter_x") == ["n"]
+    assert any("'text' is no label" in note for note in plan.notes)
