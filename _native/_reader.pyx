@@ -77,11 +77,30 @@ cdef extern from *:
         attr.enable_stats.type = BPF_STATS_RUN_TIME;
         return skep_bpf(BPF_ENABLE_STATS, &attr);
     }
+
+    static int skep_iter_create(int link_fd)
+    {
+        union bpf_attr attr;
+
+        memset(&attr, 0, sizeof(attr));
+        attr.iter_create.link_fd = link_fd;
+        return skep_bpf(BPF_ITER_CREATE, &attr);
+    }
     """
     int skep_program_usage(int fd, uint64_t *time_ns, uint64_t *runs, uint64_t *misses, int *has_misses) nogil
     int skep_enable_run_statistics() nogil
+    int skep_iter_create(int link_fd) nogil
 
 ENOTSUPP = SKEP_ENOTSUPP
+
+
+def open_iterator(int link_fd):
+    """A descriptor whose reading runs an iterator from its beginning; the caller's."""
+    cdef int fd = skep_iter_create(link_fd)
+    if fd < 0:
+        raise _refusal(fd, "starting an iterator")
+    return fd
+
 
 # A batch of wide per-CPU values on a large machine would otherwise ask for gigabytes.
 _CHUNK_BYTES = 16 << 20

@@ -131,6 +131,7 @@ class Agent:
         self._notifier = Notifier()
         self._ready = False
         self._told = ""
+        self._online = kernel.online_cpus()
         self._repeats = log.Repeats()
         passed = passed_descriptors()
         self.sockets = [(name, fd) for name, fd in passed if not name.startswith(PREFIX)]
@@ -212,8 +213,28 @@ class Agent:
         if self._reload_asked or (self._watch is not None and self._watch.changed()):
             asked, self._reload_asked = self._reload_asked, False
             self.reload("SIGHUP" if asked else "its content changed")
+        self._follow_cpus()
         self._rates.sample(self._ledger.counts())
         self._tell()
+
+    def _follow_cpus(self) -> None:
+        """Have programs that sample every CPU follow those that came or went; an image that is busy waits a turn."""
+        online = kernel.online_cpus()
+        if online == self._online:
+            return
+        done = True
+        for image in self.images:
+            with self._due:
+                if image.name in self._busy:
+                    done = False
+                    continue
+                self._busy.add(image.name)
+            try:
+                image.follow_cpus(online)
+            finally:
+                self._let_go(image)
+        if done:
+            self._online = online
 
     def _start(self) -> None:
         for stop_signal in (signal.SIGTERM, signal.SIGINT):
@@ -236,6 +257,8 @@ class Agent:
         except ImageError as error:
             log.warn("images cannot be stored", reason=error)
         self._kept.keep_only({image.name for image in self.images})
+        for left in kernel.sweep():
+            log.info("removed a traffic filter that an agent left behind", interface=left.ifindex, way=left.direction)
         self._rates.sample(self._ledger.counts())
         self._outlets.start(self._first_outlets)
         self._spawn_bring_ups()

@@ -184,6 +184,8 @@ class Image:
             raise
         for note in plan.notes:
             log.debug("note on the plan", image=self.name, note=note)
+        for name, reason in program.passed_over.items():
+            log.info("alternative not taken", image=self.name, program=name, reason=reason)
         if not plan.tables and not plan.streams:
             log.warn("image exports nothing", image=self.name, reason="; ".join(plan.notes))
         self._read_error = ""
@@ -408,6 +410,23 @@ class Image:
             self._around.changed()
         return in_time
 
+    def follow_cpus(self, online: Sequence[int]) -> None:
+        """Sample the CPUs that are online now; the caller keeps this image from being brought up meanwhile."""
+        program = self.program
+        if program is None:
+            return
+        try:
+            changed = program.collection.follow_cpus(online)
+        except KernelError as error:
+            changed = True
+            if self._repeats.count("cpus", str(error)):
+                log.error("a CPU that came online is not sampled", image=self.name, reason=error)
+        if changed:
+            log.info("sampling follows the CPUs", image=self.name, cpus=len(online))
+            self._around.kept.drop(program.key)
+            program.key = ""
+            self._keep(program, Identity(self.name, str(program.bundle.object_digest), program.identity))
+
     def stop(self, *, leave: bool = False) -> None:
         """Detach it; with ``leave`` what systemd holds stays attached and goes on counting."""
         program, self.program = self.program, None
@@ -454,7 +473,13 @@ class Image:
             "series_limit": self.config.limits.series,
             "kept_over_restart": program is not None and bool(program.key),
             "programs": [
-                {"name": one.name, "id": one.id, "attached": one.attached, "error": one.error}
+                {
+                    "name": one.name,
+                    "id": one.id,
+                    "attached": one.attached,
+                    "error": one.error,
+                    "passed_over": one.passed_over,
+                }
                 for one in (program.collection.programs if program is not None else ())
             ],
             "streams": [

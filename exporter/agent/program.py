@@ -71,13 +71,13 @@ def load(
         name=config.name,
         object=bundle.object,
         programs=tuple(
-            kernel.ProgramRequest(name=p.name, section=p.section, attach=_attach(p.attach)) for p in plan.programs
+            kernel.ProgramRequest(p.name, p.section, _attach(p.attach), p.alternative, p.rank) for p in plan.programs
         ),
         maps=tuple(
-            kernel.MapRequest(name=m.name, clear_value_size=m.clear_value_size, max_entries=m.max_entries)
+            kernel.MapRequest(m.name, clear_value_size=m.clear_value_size, max_entries=m.max_entries, pin=m.pin)
             for m in plan.maps
         ),
-        globals=tuple(kernel.GlobalRequest(section=g.section, offset=g.offset, value=g.value) for g in plan.globals),
+        globals=tuple(kernel.GlobalRequest(g.section, g.offset, g.value, g.ksym) for g in plan.globals),
         read_maps=plan.read_maps,
         enums=plan.enums,
         partial=plan.partial == "run",
@@ -181,8 +181,13 @@ class Program:
 
     @property
     def attached(self) -> dict[str, bool]:
-        """Each program and whether it is attached."""
-        return {program.name: program.attached for program in self.collection.programs}
+        """Each program that should run, and whether it is attached."""
+        return {p.name: p.attached for p in self.collection.programs if not p.passed_over}
+
+    @property
+    def passed_over(self) -> Mapping[str, str]:
+        """Why programs were left out because another alternative runs."""
+        return {p.name: p.passed_over for p in self.collection.programs if p.passed_over}
 
     @property
     def usage(self) -> dict[str, kernel.ProgramUsage]:
@@ -199,7 +204,7 @@ class Program:
     @property
     def not_attached(self) -> str:
         """Why programs are not attached, in one line; empty if all are."""
-        failed = [program for program in self.collection.programs if not program.attached]
+        failed = [program for program in self.collection.programs if program.error]
         return "; ".join(f"program {program.name!r}: {program.error}" for program in failed)
 
     def read(self, arrived_s: float, deadline_s: float = math.inf) -> bool:
@@ -221,6 +226,11 @@ class Program:
         now_ns = time.time_ns()
         errors = []
         in_time = True
+        try:
+            for _ in self.collection.iterate(text=False):
+                pass
+        except SkepError as error:
+            errors.append(str(error))
         for name, frames in self._frames.items():
             self._unreadable.add(name)
             try:
@@ -296,7 +306,8 @@ class Program:
                 same = next((one for table, one in left if table == frame.plan and self._enums_like(old, table)), None)
                 if same is None:
                     continue
-                same.forget_rows(now_ns)
+                if not self._shares(old, same.plan.map):
+                    same.forget_rows(now_ns)
                 same.scope = self.plan.scope
                 frames[index] = same
                 left = [(table, one) for table, one in left if one is not same]
@@ -309,6 +320,11 @@ class Program:
         self._lost_before = dict(old.lost)
         self._usage_before = old.usage
         return carried
+
+    def _shares(self, old: Program, name: str) -> bool:
+        """Whether a map is pinned, so that both versions count in one: its rows go on as they are."""
+        pins = [{m.name: m.pin for m in plan.plan.maps}.get(name, "") for plan in (self, old)]
+        return bool(pins[0]) and pins[0] == pins[1]
 
     def _enums_like(self, old: Program, table: TablePlan) -> bool:
         """Whether the numbers of the enums in a table's labels mean the same: a module may have come or gone."""

@@ -160,7 +160,13 @@ def _lines(plan: Plan) -> Iterator[str]:
     yield ""
     yield "programs"
     yield from _columns(
-        [program.name, program.section, _attach(program.attach) if program.attach else ""] for program in plan.programs
+        [
+            program.name,
+            program.section,
+            f"alternative {program.alternative} {program.rank}" if program.alternative else "",
+            _attach(program.attach) if program.attach else "",
+        ]
+        for program in plan.programs
     )
     if plan.globals:
         yield ""

@@ -134,6 +134,8 @@ def _run(args: argparse.Namespace) -> int:
     try:
         if program.not_attached:
             _say(program.not_attached)
+        for name, reason in program.passed_over.items():
+            _say(f"program {name!r} not taken: {reason}")
         _say(f"running {reference}: {sum(program.attached.values())} programs attached; stop with Ctrl-C")
         rings = RingReader()
         try:

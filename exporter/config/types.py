@@ -58,6 +58,22 @@ class AttachConfig:
     cgroup: str = ""
     frequency_hz: int = 0
     period: int = 0
+    direction: str = ""
+    family: str = ""
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MapConfig:
+    """What the operator changes about one map.
+
+    Attributes:
+        max_entries: Instead of the object's own; 0 leaves it.
+        pin: A path in the BPF file system under which it is shared with whoever else uses that path.
+    """
+
+    max_entries: int = 0
+    pin: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +88,9 @@ class ImageConfig:
         partial: ``run`` or ``refuse``, when some of its programs cannot attach.
         labels: Constant labels on every series and event.
         globals: Values for ``const volatile`` globals by C name, checked against BTF: a bare ``true``
-            or ``false`` is a bool, a bare decimal or ``0x`` number an int or float, all else text.
+            or ``false`` is a bool, a bare decimal or ``0x`` number an int or float, all else text;
+            ``ksym:NAME`` is the address of a kernel symbol.
+        maps: Changes to single maps, by C name.
         expire_after_s: A series unchanged for this long is no longer shown.
         file, line: Where its reference stands, for messages.
     """
@@ -88,6 +106,7 @@ class ImageConfig:
     events: Mapping[str, EventConfig] = field(default_factory=dict)
     globals: Mapping[str, int | bool | float | str] = field(default_factory=dict)
     attach: Mapping[str, AttachConfig] = field(default_factory=dict)
+    maps: Mapping[str, MapConfig] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
     expire_after_s: float = 3600.0
     file: str = ""

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         probe,
     )
     from .maps import Batch, Map
+    from .netlink import sweep
     from .rings import RingReader
     from .support import Finding, Verdict, findings
     from .usage import ProgramUsage, RunStatistics
@@ -64,6 +65,7 @@ _HOMES = {
     "online_cpus": "features",
     "possible_cpus": "features",
     "probe": "features",
+    "sweep": "netlink",
 }
 
 __all__ = [
@@ -88,6 +90,7 @@ __all__ = [
     "online_cpus",
     "possible_cpus",
     "probe",
+    "sweep",
 ]
 
 

@@ -2,6 +2,8 @@ from typing import final
 
 ENOTSUPP: int
 
+def open_iterator(link_fd: int) -> int: ...
+
 @final
 class Rows:
     keys: bytearray

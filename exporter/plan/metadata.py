@@ -15,6 +15,9 @@ The document, JSON in an image and YAML beside a C file::
         {kind: histogram, value: latency_ns, labels: {path: {}}}
     events:
       exits: {name: ebpf.process.exit, severity: info, labels: {code: {name: exit_code}}, time: at}
+    programs:
+      on_fentry: {alternative: reads, rank: 1}    # of a group one program runs: the lowest rank that can
+      on_kprobe: {alternative: reads, rank: 2}
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ METRIC_KINDS = ("counter", "gauge", "histogram", "none")
 SEVERITIES = {"trace": 1, "debug": 5, "info": 9, "warn": 13, "error": 17}
 """OpenTelemetry severity numbers."""
 TEXT_LIMIT = 1024
+RANK_LIMIT = 99
 
 T = TypeVar("T")
 
@@ -105,6 +109,14 @@ class EventDeclaration:
     count: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ProgramDeclaration:
+    """What is said about a program: the group of alternatives it is one of, and its place in it."""
+
+    alternative: str | None = None
+    rank: int | None = None
+
+
 D = TypeVar("D", MetricDeclaration, LabelDeclaration, EventDeclaration)
 
 
@@ -136,11 +148,12 @@ class EventMetadata:
 
 @dataclass(frozen=True, slots=True)
 class ImageMetadata:
-    """The whole document; ``metrics`` by map or ``map.member``, ``events`` by map."""
+    """The whole document; ``metrics`` by map or ``map.member``, ``events`` by map, ``programs`` by function."""
 
     description: str = ""
     metrics: Mapping[str, MetricMetadata] = field(default_factory=dict)
     events: Mapping[str, EventMetadata] = field(default_factory=dict)
+    programs: Mapping[str, ProgramDeclaration] = field(default_factory=dict)
 
 
 def parse_metadata(document: Mapping[str, object]) -> ImageMetadata:
@@ -198,7 +211,7 @@ class _Reader:
         self.problems: list[SkepError] = []
 
     def document(self, document: Mapping[str, object]) -> ImageMetadata:
-        top = self.mapping("", document, ("version", "description", "metrics", "events"))
+        top = self.mapping("", document, ("version", "description", "metrics", "events", "programs"))
         if type(top.get("version")) is not int or top["version"] != 1:
             self.problem(
                 "version", f"is {top.get('version')!r}; this skep reads version 1, use a newer one or write version: 1"
@@ -213,7 +226,20 @@ class _Reader:
                 name: self.event(f"events.{name}", body)
                 for name, body in self.mapping("events", top.get("events")).items()
             },
+            programs={
+                name: self.program(f"programs.{name}", body)
+                for name, body in self.mapping("programs", top.get("programs")).items()
+            },
         )
+
+    def program(self, path: str, body: object) -> ProgramDeclaration:
+        parts = self.mapping(path, body, ("alternative", "rank"))
+        rank = parts.get("rank")
+        if rank is not None and (type(rank) is not int or not 0 <= rank <= RANK_LIMIT):
+            self.problem(f"{path}.rank", f"is {rank!r:.60}; expected 0 to {RANK_LIMIT}")
+            rank = None
+        assert rank is None or isinstance(rank, int)
+        return ProgramDeclaration(self.take(parts, path, "alternative", line), rank)
 
     def metric(self, path: str, body: object) -> MetricMetadata:
         parts = self.mapping(

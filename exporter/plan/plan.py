@@ -192,21 +192,35 @@ class StreamPlan:
 
 @dataclass(frozen=True, slots=True)
 class GlobalPlan:
-    """A ``const volatile`` global to be written before load: ``value`` is its whole bytes."""
+    """A ``const volatile`` global to be written before load.
+
+    Attributes:
+        value: Its whole bytes.
+        ksym: The kernel symbol whose address it gets instead, or ``""``.
+    """
 
     name: str
     section: str
     offset: int
     value: bytes
+    ksym: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ProgramPlan:
-    """A program to load, and where to attach it; ``attach`` is None for: as its section says."""
+    """A program to load, and where to attach it.
+
+    Attributes:
+        attach: None is: as its section says.
+        alternative: A group of programs for one measurement, of which the host runs the first by ``rank`` that it can;
+            ``""`` for a program that stands alone.
+    """
 
     name: str
     section: str
     attach: AttachConfig | None = None
+    alternative: str = ""
+    rank: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +230,7 @@ class MapPlan:
     name: str
     clear_value_size: bool = False
     max_entries: int = 0
+    pin: str = ""
 
 
 @dataclass(frozen=True, slots=True)

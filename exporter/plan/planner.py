@@ -12,8 +12,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from exporter.bpf import ObjectSpec
-from exporter.config import AttachConfig, ImageConfig, MetricConfig
+from exporter.bpf import MapType, ObjectSpec
+from exporter.config import ImageConfig, MapConfig, MetricConfig
 from exporter.errors import ObjectError, PlanError, Problems, SkepError, raise_all
 from exporter.model import Kind, Scope, prometheus_label, prometheus_name
 
@@ -32,10 +32,10 @@ from .plan import (
     MapPlan,
     MetricPlan,
     Plan,
-    ProgramPlan,
     StreamPlan,
     TablePlan,
 )
+from .programs import plan_programs
 from .streams import Tally
 from .together import exposed_names
 from .values import OTEL_NAME, Metric
@@ -44,18 +44,10 @@ _PROMETHEUS_NAME = re.compile(r"[A-Za-z_:][A-Za-z0-9_:]{0,254}")
 _RESERVED = ("skep_", "process_", "python_", "scrape_")
 """Beginnings of the agent's own metrics and of Prometheus' about a scrape."""
 _LARGEST_SHOWN = 3
-
-# Which keys of AttachConfig have a meaning for programs whose section begins so; for others all are let through.
-_ATTACH_KEYS: tuple[tuple[tuple[str, ...], frozenset[str]], ...] = (
-    (("xdp", "tc", "tcx", "netkit", "classifier", "action"), frozenset({"interfaces"})),
-    (("uprobe", "uretprobe", "usdt"), frozenset({"target", "binary", "pid"})),
-    (("perf_event",), frozenset({"frequency_hz", "period", "pid", "target"})),
-    (("cgroup", "cgroup_skb", "sockops"), frozenset({"cgroup"})),
-    (
-        ("kprobe", "kretprobe", "ksyscall", "kretsyscall", "tracepoint", "tp", "raw_tracepoint", "raw_tp", "tp_btf",
-         "fentry", "fexit", "fmod_ret", "lsm"),
-        frozenset({"target"}),
-    ),
+_PAGE = 4096
+_UNSIZED = (
+    MapType.SK_STORAGE, MapType.INODE_STORAGE, MapType.TASK_STORAGE, MapType.CGRP_STORAGE, MapType.CGROUP_STORAGE,
+    MapType.PERCPU_CGROUP_STORAGE, MapType.STRUCT_OPS,
 )  # fmt: skip
 
 
@@ -82,7 +74,8 @@ def make_plan(
         problems += error.problems
     except PlanError as error:
         problems.append(error)
-    return _Planner(spec, config, document, problems).plan(version, possible_cpus)
+    resized = resize_maps(spec, config, problems)
+    return _Planner(resized, config, document, problems).plan(version, possible_cpus)
 
 
 @dataclass(slots=True)
@@ -121,7 +114,7 @@ class _Planner:
             scope=Scope(self.config.name, version),
             tables=configured,
             streams=tuple(streams),
-            programs=self._programs(),
+            programs=plan_programs(self.spec, self.config, self.document, self.problems, self.notes),
             maps=tuple(self._map_plans()),
             globals=plan_globals(
                 self.spec, {**self.config.globals, **self._switches(streams)}, self.config.name, self.problems
@@ -313,43 +306,13 @@ class _Planner:
                 )
         return switches
 
-    def _programs(self) -> tuple[ProgramPlan, ...]:
-        names = [program.name for program in self.spec.programs]
-        if not names:
-            self._problem("programs", "object: it has no programs; mark a function with SEC(…)")
-        for name in self.config.attach:
-            if name not in names:
-                self._problem(
-                    "config", f"image {self.config.name!r}: attach.{name}: no such program; it has {listed(names)}"
-                )
-        plans = []
-        for program in self.spec.programs:
-            attach = self.config.attach.get(program.name)
-            if attach is not None:
-                self._check_attach(program.name, program.section, attach)
-            elif program.section.startswith("?"):
-                self.notes.append(
-                    f"program {program.name!r}: not loaded, as section {program.section!r} says; name it under attach"
-                )
-                continue
-            plans.append(ProgramPlan(program.name, program.section, attach))
-        return tuple(plans)
-
-    def _check_attach(self, name: str, section: str, attach: AttachConfig) -> None:
-        kind = re.split(r"[/.]", section.lstrip("?"), maxsplit=1)[0]
-        default = AttachConfig()
-        given = [key for key in AttachConfig.__dataclass_fields__ if getattr(attach, key) != getattr(default, key)]
-        for kinds, keys in _ATTACH_KEYS:
-            for key in given if kind in kinds else ():
-                if key not in keys:
-                    text = f"has no meaning for section {section!r}; expected {listed(sorted(keys))}"
-                    self._problem("config", f"image {self.config.name!r}: attach.{name}.{key} {text}")
-
     def _map_plans(self) -> Iterable[MapPlan]:
         """A ring's BTF value type describes its records; the kernel wants a value size of 0 from it."""
         for spec in self.spec.maps:
-            if spec.type in RINGS and spec.value_size:
-                yield MapPlan(spec.name, clear_value_size=True)
+            clear = spec.type in RINGS and bool(spec.value_size)
+            config = self.config.maps.get(spec.name, MapConfig())
+            if clear or config != MapConfig():
+                yield MapPlan(spec.name, clear_value_size=clear, max_entries=config.max_entries, pin=config.pin)
 
     def _memory(self, possible_cpus: int) -> int:
         sections: dict[str, int] = {}
@@ -367,6 +330,27 @@ class _Planner:
                 f"limits.map_memory is {mebibytes(limit)}; raise limits.map_memory",
             )
         return total
+
+
+def resize_maps(spec: ObjectSpec, config: ImageConfig, problems: list[SkepError]) -> ObjectSpec:
+    """The object with the configuration's ``max_entries``; what is wrong with ``maps`` is added to ``problems``."""
+    known = {entry.name: entry for entry in spec.maps}
+    resized = dict(known)
+    for name, change in config.maps.items():
+        where = f"image {config.name!r}: maps.{name}"
+        entry = known.get(name)
+        if entry is None:
+            problems.append(PlanError(f"{where}: no such map; it has {listed(known)}", code="plan.config"))
+        elif change.max_entries and entry.type in _UNSIZED:
+            kind = entry.type.name.lower()
+            text = f"{where}.max_entries has no meaning for a map of type {kind}; it grows with what it is about"
+            problems.append(PlanError(text, code="plan.config"))
+        elif change.max_entries and entry.type in RINGS and change.max_entries % _PAGE:
+            text = f"{where}.max_entries is {change.max_entries}; of a ring it is bytes, a multiple of {_PAGE}"
+            problems.append(PlanError(text, code="plan.config"))
+        elif change.max_entries:
+            resized[name] = replace(entry, max_entries=change.max_entries)
+    return replace(spec, maps=tuple(resized.values()))
 
 
 def _without_suffixes(name: str, metric: Metric) -> str:

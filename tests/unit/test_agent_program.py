@@ -69,13 +69,16 @@ class FakeCollection:
         self.maps: dict[str, Any] = {"counter_good": self.good, "counter_bad": self.bad}
         if self.more:
             self.maps["counter_more"] = FakeMap({})
-        self.programs = (SimpleNamespace(name="on_switch", attached=True, error="", id=7),)
+        self.programs = (SimpleNamespace(name="on_switch", attached=True, error="", passed_over="", id=7),)
         self.enums: dict[str, dict[str, int]] = {}
         self.detached = False
         self.closed = False
 
     def usage(self) -> dict[str, ProgramUsage]:
         return {}
+
+    def iterate(self, *, text: bool = True) -> tuple[()]:
+        return ()
 
     def detach(self) -> None:
         self.detached = True

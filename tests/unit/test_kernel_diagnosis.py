@@ -106,7 +106,7 @@ NO_LOADING = (
             ),
             ROOT,
             "elf.verifier",
-            "program 'raw': the verifier refuses it: invalid bpf_context access off=400 size=8;",
+            "the verifier of this kernel (6.12.1) refuses it: invalid bpf_context access off=400 size=8;",
         ),
         (
             failing("load", errno.EINVAL),
@@ -136,7 +136,7 @@ NO_LOADING = (
             "libbpf: extern (func ksym) 'bpf_no_such_kfunc': not found in kernel or module BTFs\n",
             ROOT,
             "elf.core_reloc",
-            "symbol 'bpf_no_such_kfunc'",
+            "kernel function 'bpf_no_such_kfunc' is not in this kernel (6.12.1); declare it __weak",
         ),
         (
             failing("load", errno.EINVAL),
@@ -229,7 +229,13 @@ NO_LOADING = (
             "kernel.attach_target",
             "mount -t tracefs",
         ),
-        (failing("attach", errno.EOPNOTSUPP, program="kp"), "", ROOT, "kernel.attach_target", "no kprobes at all"),
+        (
+            failing("attach", errno.EOPNOTSUPP, program="kp"),
+            "",
+            ROOT,
+            "kernel.attach_target",
+            "has no kprobes (CONFIG_KPROBES)",
+        ),
         (
             failing("attach", errno.EOPNOTSUPP, program="raw"),
             "",
@@ -244,7 +250,7 @@ NO_LOADING = (
             "libbpf: prog 'raw': failed to attach to raw tracepoint 'x': No such file or directory\n",
             ROOT,
             "kernel.attach_target",
-            "program 'raw': failed to attach to raw tracepoint 'x': ENOENT",
+            "has no such tracepoint, or its module is not loaded",
         ),
         (
             failing("attach", program="xdp", doing="no interface"),
