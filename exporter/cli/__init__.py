@@ -19,7 +19,9 @@ from typing import NoReturn
 
 from exporter.errors import Problems, SkepError
 
-FAMILIES = ("agent", "status", "run", "init", "build", "images", "access", "plan", "dashboard", "doctor", "version")
+FAMILIES = (
+    *("agent", "status", "run", "cleanup", "init", "build", "images", "access", "plan", "dashboard", "doctor", "version"),
+)
 
 _STRANGERS = {
     # Of BumbleBee, Docker and the like: what people type, and what does it here.

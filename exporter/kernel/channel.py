@@ -62,6 +62,7 @@ class Request(TypedDict):
     deadline_s: float
     partial: bool
     skip: list[str]
+    weak: list[str]
     programs: list[WantedProgram]
     maps: list[MapChange]
     globals: list[GlobalValue]

@@ -267,9 +267,10 @@ def load(request: LoadRequest) -> Collection:
     deadline = time.monotonic() + request.deadline_s
     sections = {program.name: program.section for program in request.programs}
     refused: dict[str, KernelError] = {}
+    absent: list[str] = []
     while True:
         try:
-            answer, descriptors, log = _ask_child(request, tuple(refused), deadline)
+            answer, descriptors, log = _ask_child(request, tuple(refused), absent, deadline)
         except OSError as refusal:  # no process, no descriptor, no memory for one
             number = refusal.errno or 0
             raise KernelError(
@@ -277,6 +278,11 @@ def load(request: LoadRequest) -> Collection:
                 + _START_REMEDIES.get(number, _START_REMEDY),
                 code="kernel.loader",
             ) from refusal
+        function = diagnosis.absent_function(log) if answer["failure"] else ""
+        if function and function not in absent:
+            # Asked again, only the programs that call it fail.
+            absent.append(function)
+            continue
         told = [answer["failure"]] if answer["failure"] else [entry["failure"] for entry in answer["programs"]]
         errors = {
             failure["program"] or diagnosis.failed_program(log): diagnosis.explain(
@@ -383,7 +389,9 @@ def _nameless(error: KernelError, name: str) -> str:
     return str(error).removeprefix(f"program {name!r}: ")
 
 
-def _ask_child(request: LoadRequest, skip: Sequence[str], deadline: float) -> tuple[channel.Answer, list[int], str]:
+def _ask_child(
+    request: LoadRequest, skip: Sequence[str], weak: Sequence[str], deadline: float
+) -> tuple[channel.Answer, list[int], str]:
     """One child's answer, the descriptors that came with it, and its log."""
     document: channel.Request = {
         "name": request.name,
@@ -391,6 +399,7 @@ def _ask_child(request: LoadRequest, skip: Sequence[str], deadline: float) -> tu
         "deadline_s": max(0.0, deadline - time.monotonic()),
         "partial": request.partial,
         "skip": list(skip),
+        "weak": list(weak),
         "programs": [
             {
                 "name": program.name,

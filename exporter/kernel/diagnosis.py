@@ -53,6 +53,10 @@ _STATISTICS = re.compile(r"processed \d+ insns|verification time|stack depth|max
 _UNTRACEABLE = re.compile(
     r"is not modifiable|is not allowed to be|not a function|[Cc]annot trace|can't attach|not traceable|is not sleepable"
 )
+_TOO_LARGE = re.compile(
+    r"BPF program is too large\. Processed \d+ insn|program too large \(\d+ insns\)|"
+    r"The sequence of \d+ jumps is too complex|too many states"
+)
 _NO_BTF = "this kernel shows no BTF of its own (CONFIG_DEBUG_INFO_BTF); use one that does"
 
 
@@ -67,7 +71,13 @@ def errno_name(number: int) -> str:
 
 def failed_program(log: str) -> str:
     """The program that made a load fail, as far as the log names one; or ``""``."""
-    return failed_target(log) or verifier_complaint(log)[0] or _named_last(log)
+    return failed_target(log) or verifier_complaint(log)[0]
+
+
+def absent_function(log: str) -> str:
+    """The kernel function that an object wants and this kernel does not have; or ``""``."""
+    match = re.search(r"extern \(func ksym\) '([^']+)': not found", log)
+    return match[1] if match else ""
 
 
 def _named_last(log: str) -> str:
@@ -115,7 +125,7 @@ def verifier_complaint(log: str) -> tuple[str, str]:
         if stripped and not _STATISTICS.match(stripped):
             complaint = stripped
             break
-    return (names[-1] if names else ""), complaint
+    return (names[-1] if names else _named_last(log)), complaint
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +223,10 @@ def _explain_load(case: _Case) -> tuple[str, str]:
     log, number = case.log, case.errno
     program, complaint = verifier_complaint(log)
     subject = f"program {program!r}" if program else "object"
+    if match := re.search(r"specified path (\S+) is not on BPF FS", log):
+        named = re.search(r"map '([^']+)'[^\n]*pin", log)
+        message = f"{'map ' + repr(named[1]) if named else 'object'}: pin path {match[1]!r} is in no BPF file system"
+        return f"{message}; choose one below /sys/fs/bpf (mount -t bpf bpf /sys/fs/bpf)", "kernel.pin"
     if match := re.search(r"map '([^']+)': failed to create: .*?\((-?\d+)\)", log):
         return _explain_map(case, match[1], abs(int(match[2])))
     if name := failed_target(log):
@@ -224,6 +238,9 @@ def _explain_load(case: _Case) -> tuple[str, str]:
         return f"{subject}: needs the types of the running kernel; {_NO_BTF}", "kernel.btf"
     if match := re.search(r"prog '([^']+)': missing BPF prog type, check ELF section name '([^']+)'", log):
         return _unknown_section(match), "elf.prog_type"
+    if match := re.search(r"kfunc '([^']+)' is referenced but wasn't resolved", log):
+        message = f"{subject}: calls kernel function {match[1]!r}, which {case.kernel} does not have; declare it __weak"
+        return f"{message}, and ask bpf_ksym_exists() before its call", "elf.core_reloc"
     if match := re.search(r"extern \((func |var )?ksym\) '([^']+)': not found", log):
         what = "function" if match[1] == "func " else "symbol"
         message = f"object: kernel {what} {match[2]!r} is not in {case.kernel}; declare it __weak"
@@ -239,9 +256,9 @@ def _explain_load(case: _Case) -> tuple[str, str]:
     if "cannot call GPL-restricted function from non-GPL compatible program" in log:
         message = f"{subject}: calls a function for GPL programs and its licence is not one"
         return message + '; declare SEC("license") "Dual BSD/GPL" or "GPL"', "elf.license"
-    if match := re.search(r"BPF program is too large\. Processed (\d+) insn|program too large \((\d+) insns\)", log):
-        many = f"{case.kernel} gives up on it after {match[1] or match[2]} instructions"
-        return f"{subject}: {many}; unroll and branch less, or split it", "elf.too_large"
+    if match := _TOO_LARGE.search(log):
+        message = f"{subject}: the verifier of {case.kernel} gives up on it: {match[0]}"
+        return f"{message}; branch and loop less, or split it", "elf.too_large"
     if complaint and _UNTRACEABLE.search(complaint):
         section = case.sections.get(program, "")
         message = f"{subject}: section {section!r} names what {case.kernel} does not let be traced: {complaint}"
@@ -323,6 +340,8 @@ def _place_remedy(case: _Case, program: str, head: str, number: int) -> str:
         return f"{case.kernel} has no such tracepoint, or its module is not loaded; choose another with attach.target"
     if head in _KPROBE_SECTIONS:
         return _function_remedy(case, number)
+    if head in _UPROBE_SECTIONS and number in (errno.ENOENT, errno.ESRCH, errno.EISDIR, errno.ENOTDIR):
+        return "see that file, symbol and process are there, or choose others with attach.binary, attach.target"
     if number in (errno.EBUSY, errno.EEXIST):
         return f"another program is attached there on {case.kernel}; detach it first"
     if head == "perf_event" and number in (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP, errno.EINVAL):

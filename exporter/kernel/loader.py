@@ -30,6 +30,7 @@ from .attach import Attached, AttachError, attach, learn_sections, prepare
 from .attach.perf import sample
 from .attach.places import parse_sampling
 from .channel import Answer, Failure, LoadedProgram, Request, SampleRequest
+from .weaken import weakened
 
 SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
@@ -91,7 +92,7 @@ def _serve(request: Request, image: int) -> tuple[Answer, list[int], _libbpf.Obj
     _note("opening the object")
     learn_sections(wanted["section"] for wanted in request["programs"])
     try:
-        opened = _libbpf.Object(data, request["name"])
+        opened = _libbpf.Object(weakened(data[:], request["weak"]) if request["weak"] else data, request["name"])
     except OSError as error:
         raise RefusalError.by(error, "open") from None
     programs, maps = _match(opened, request)

@@ -19,7 +19,10 @@ TRACING = Path("/sys/kernel/tracing")
 
 MACHINE = {"x86_64": "x86", "aarch64": "arm64"}[platform.machine()]
 INCLUDE = f"/usr/include/{platform.machine()}-linux-gnu"
-FLAGS = ("-g", "-O2", "-Wall", "-target", "bpf", "-mcpu=v2", f"-D__TARGET_ARCH_{MACHINE}", "-I", INCLUDE)
+FLAGS = (
+    *("-g", "-O2", "-Wall", "-target", "bpf", "-mcpu=v2", f"-D__TARGET_ARCH_{MACHINE}"),
+    *("-I", INCLUDE, "-I", str(ROOT / "_native")),
+)
 GETPGID = {"x86_64": 121, "aarch64": 155}[platform.machine()]
 """A system call that Python and pytest do not make by themselves."""
 
