@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import json
 import os
 import re
 import socket
@@ -14,10 +15,12 @@ from pathlib import Path
 import pytest
 
 from exporter.errors import KernelError
-from exporter.kernel import GlobalRequest, ProgramRequest, netlink
+from exporter.kernel import GlobalRequest, ProgramRequest, netlink, online_cpus
+from exporter.kernel.adopt import adopt, descriptors_of, view_of
 from exporter.kernel.attach.cgroup import cgroup2_root
 from tests.support.libbpf import settled
 from tests.support.workload import kernel_version
+from tests.vm.guest import channel
 
 from .conftest import Compile, Loading, make_calls, rodata_offsets
 from .test_load import burn, cells, map_cells, outlive
@@ -428,3 +431,67 @@ def test_sampling_follows_cpus_that_come_and_go(loading: Loading) -> None:
     finally:
         os.sched_setaffinity(0, online)
     assert cells(collection, "visits")[2] > before
+
+
+@pytest.mark.parametrize(
+    ("program", "section", "attach", "since"),
+    [
+        ("on_tcx_ingress", "tcx/ingress", LO, "6.6"),
+        ("on_tc", "tc", {**LO, "direction": "ingress", "priority": 4}, "5.10"),
+        ("on_socket", "socket", LO, "5.10"),
+        ("on_netfilter", "netfilter", {"target": "input"}, "6.4"),
+        ("on_xdp_pass", "xdp_pass", LO, "5.10"),
+    ],
+)
+def test_attachment_that_another_process_kept_is_taken_back(  # noqa: PLR0917
+    loading: Loading, network: Network, program: str, section: str, attach: Mapping[str, object], since: str
+) -> None:
+    """Packets go on being counted while only the copies are held; a filter is not swept, and goes with its adopter."""
+
+    def inside() -> None:
+        with first_in(since, "CONFIG_NETFILTER_BPF_LINK", setting="CONFIG_NETFILTER_BPF_LINK"):
+            collection = loading("packets", ProgramRequest(program, section, attach), read_maps=("seen",))
+        view = json.loads(json.dumps(view_of(collection)))
+        kept = {role: [os.dup(fd) for fd in fds] for role, fds in descriptors_of(collection).items()}
+        # As a crash leaves it: this process's own descriptors are closed, nothing is deleted.
+        for one in collection.programs:
+            for fd in (*one.links, one.fd):
+                os.close(fd)
+        collection.programs = ()
+        collection.close()
+        assert not netlink.sweep()
+        send_packets(20)
+        adopted = adopt("packets", view, kept)
+        assert settled(lambda: sum(cells(adopted, "seen"))) >= 20
+        again = outlive(adopted, "seen")
+        adopted.close()
+        assert not filters_of_lo()
+        before = map_cells(again)
+        send_packets(5)
+        assert map_cells(again) == before
+        again.close()
+
+    network(inside)
+
+
+def test_cpu_that_goes_and_comes_back_is_sampled_again(loading: Loading) -> None:
+    """By the kernel's own hotplug, where there is a second CPU that may be taken away (in a guest of our own)."""
+    switch = Path("/sys/devices/system/cpu/cpu1/online")
+    if channel.VARIABLE not in os.environ:
+        pytest.skip("no such hardware: a machine whose CPUs are ours to take away")
+    section = "perf_event/type=software,config=cpu-clock,frequency=200"
+    collection = loading("places", ProgramRequest("on_sample", section), read_maps=("visits",), partial=False)
+    switch.write_text("0")
+    try:
+        assert collection.follow_cpus(online_cpus())
+        assert 1 not in collection.programs[0].cpus
+    finally:
+        switch.write_text("1")
+    assert collection.follow_cpus(online_cpus())
+    before = cells(collection, "visits")[2]
+    os.sched_setaffinity(0, {1})
+    try:
+        burn(0.5)
+    finally:
+        os.sched_setaffinity(0, online_cpus())
+    assert cells(collection, "visits")[2] > before + 20
