@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 
 from exporter.config import ImageConfig, RegistryConfig, RetryConfig
 from exporter.errors import ImageError, KernelError, PlanError, Problems, SkepError
+from exporter.hooks import hook_of
 from exporter.image import Bundle, Store, fetch, parse_reference
 from exporter.plan import Plan
 
@@ -218,7 +219,7 @@ class Image:
 
     def _loaded(self, bundle: Bundle, plan: Plan, old: Program | None) -> Program:
         """Load it beside what runs; or, on a hook that takes one program only, instead of it."""
-        instead = old is not None and any(_head(program.section) in _EXCLUSIVE for program in old.plan.programs)
+        instead = old is not None and any(_is_exclusive(program.section) for program in old.plan.programs)
         if old is not None and instead:
             self._around.kept.drop(old.key)
             old.key = ""
@@ -544,8 +545,9 @@ def _essence(config: ImageConfig) -> ImageConfig:
     return replace(config, file="", line=0)
 
 
-def _head(section: str) -> str:
-    return section.lstrip("?").partition("/")[0].partition(".")[0]
+def _is_exclusive(section: str) -> bool:
+    hook = hook_of(section)
+    return hook is not None and hook.name in _EXCLUSIVE
 
 
 def one_line(error: SkepError) -> str:
