@@ -80,7 +80,7 @@ def extensions() -> list[Extension]:
 
     return [
         extension("exporter.kernel._libbpf", "_libbpf.pyx", libraries=("bpf",)),
-        extension("exporter.kernel._reader", "_reader.pyx", "rows.c", "ring.c"),
+        extension("exporter.kernel._reader", "_reader.pyx", "rows.c", "ring.c", "perf.c"),
         extension("exporter.collect._frame", "_frame.pyx", "frame.c", "labels.c", "records.c"),
         extension("exporter.export._encode", "_encode.pyx", "encode.c"),
         extension("exporter.export._sent", "_sent.pyx", "sent.c"),

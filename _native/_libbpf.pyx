@@ -14,6 +14,9 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 
 cimport libbpf
 
+cdef enum:
+    _PERF_EVENT_ARRAY = 4  # of enum bpf_map_type
+
 cdef extern from "log.h" nogil:
     int skep_log_print(int level, const char *format, ...)
     libbpf.libbpf_print_fn_t libbpf_set_print(int (*callback)(int level, const char *format, ...))
@@ -586,10 +589,11 @@ cdef class Map:
         return fd
 
     def clear_sizes(self):
-        """Before load: no key and no value, as a ring buffer must be created."""
-        cdef int error = libbpf.bpf_map__set_value_size(self.handle, 0)
+        """Before load: no key and no value, as a ring buffer must be created; of a perf event array, descriptors."""
+        cdef uint32_t size = 4 if <int>libbpf.bpf_map__type(self.handle) == _PERF_EVENT_ARRAY else 0
+        cdef int error = libbpf.bpf_map__set_value_size(self.handle, size)
         if not error:
-            error = libbpf.bpf_map__set_key_size(self.handle, 0)
+            error = libbpf.bpf_map__set_key_size(self.handle, size)
         if error:
             raise OSError(-error, "clearing a map's value size")
 

@@ -18,6 +18,7 @@ cdef extern from "rows.h" nogil:
         pass
     int skep_walk_open(skep_walk *walk, uint32_t key_size, uint64_t max_entries)
     void skep_walk_close(skep_walk *walk)
+    int64_t skep_queue_take(int fd, uint32_t value_size, uint32_t room, uint8_t *out)
     int64_t skep_walk_rows(skep_walk *walk, int fd, uint8_t *keys, uint8_t *values, uint64_t value_stride, uint32_t room)
 
 cdef extern from "ring.h" nogil:
@@ -90,6 +91,20 @@ cdef extern from *:
     int skep_program_usage(int fd, uint64_t *time_ns, uint64_t *runs, uint64_t *misses, int *has_misses) nogil
     int skep_enable_run_statistics() nogil
     int skep_iter_create(int link_fd) nogil
+
+cdef extern from "perf.h" nogil:
+    struct skep_perf:
+        int fd
+        uint64_t size
+    int skep_perf_open(skep_perf *perf, int map_fd, uint32_t cpu, uint64_t size, uint32_t watermark)
+    void skep_perf_close(skep_perf *perf)
+    uint64_t skep_perf_used(const skep_perf *perf)
+    uint64_t skep_perf_lost(const skep_perf *perf)
+    int64_t skep_perf_measure(const skep_perf *perf, uint64_t limit, uint64_t *end)
+    void skep_perf_take(skep_perf *perf, uint64_t end, uint8_t *out)
+
+cdef extern from "record.h" nogil:
+    uint64_t SKEP_RECORD_STEP(uint64_t length)
 
 ENOTSUPP = SKEP_ENOTSUPP
 
@@ -317,3 +332,96 @@ def enable_run_statistics():
     if fd < 0:
         raise _refusal(fd, "enabling BPF statistics")
     return fd
+
+
+cdef class PerfBuffer:
+    """One CPU's buffer of a perf event array, opened and put into the array.
+
+    The array keeps it for as long as the array's own descriptor is open. One thread at a time,
+    and :meth:`close` only when no other method is inside.
+    """
+
+    cdef skep_perf perf
+    cdef bint open
+
+    def __cinit__(self, int map_fd, uint32_t cpu, uint64_t size, uint32_t watermark):
+        cdef int error = skep_perf_open(&self.perf, map_fd, cpu, size, watermark)
+        if error:
+            raise _refusal(error, f"opening the perf buffer of CPU {cpu}, {size} bytes")
+        self.open = True
+
+    def __dealloc__(self):
+        skep_perf_close(&self.perf)
+
+    def close(self):
+        """Unmap and close."""
+        self.open = False
+        skep_perf_close(&self.perf)
+
+    @property
+    def fd(self):
+        """To wait for."""
+        return self.perf.fd
+
+    @property
+    def size(self):
+        """Bytes the kernel can fill."""
+        return self.perf.size
+
+    def used(self):
+        """Bytes between the two positions."""
+        if not self.open:
+            raise ValueError("the perf buffer is closed")
+        return skep_perf_used(&self.perf)
+
+    def lost(self):
+        """Records that did not fit so far; before Linux 6.0 as far as the buffer has told."""
+        if not self.open:
+            raise ValueError("the perf buffer is closed")
+        return skep_perf_lost(&self.perf)
+
+    def read(self, uint64_t limit_bytes):
+        """Take whole records up to the limit, or one that is larger; ``b""`` when there are none."""
+        cdef int64_t size
+        cdef uint64_t end = 0
+        cdef bytes records
+        cdef uint8_t *out
+        if not self.open:
+            raise ValueError("the perf buffer is closed")
+        with nogil:
+            size = skep_perf_measure(&self.perf, limit_bytes, &end)
+        if size < 0:
+            raise OSError(EBADMSG, "reading a perf buffer whose record headers contradict its positions")
+        records = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>size)
+        out = <uint8_t *>PyBytes_AS_STRING(records)
+        with nogil:
+            skep_perf_take(&self.perf, end, out)
+        return records
+
+
+cdef class Queue:
+    """Takes values out of a queue or stack map, many at a time; the descriptor is borrowed."""
+
+    cdef int fd
+    cdef uint32_t value_size
+
+    def __cinit__(self, int fd, uint32_t value_size):
+        if not value_size:
+            raise ValueError("a queue needs values of a size")
+        self.fd = fd
+        self.value_size = value_size
+
+    def read(self, uint64_t limit_bytes):
+        """Take values up to the limit, at least one; ``b""`` when there are none. Each is framed as a record."""
+        cdef uint64_t step = SKEP_RECORD_STEP(self.value_size)
+        cdef uint64_t room = limit_bytes // step if limit_bytes >= step else 1
+        cdef int fd = self.fd
+        cdef uint32_t value_size = self.value_size
+        cdef int64_t count
+        cdef bytearray taken = bytearray(room * step)
+        cdef uint8_t *out = taken
+        with nogil:
+            count = skep_queue_take(fd, value_size, <uint32_t>room, out)
+        if count < 0:
+            raise _refusal(<int>count, "taking values out of a queue")
+        return bytes(memoryview(taken)[:count * step])

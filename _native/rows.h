@@ -42,4 +42,8 @@ void skep_walk_close(struct skep_walk *walk);
 int64_t skep_walk_rows(struct skep_walk *walk, int fd, uint8_t *keys, uint8_t *values, uint64_t value_stride,
 		       uint32_t room);
 
+/* Take up to `room` values out of a queue or stack, each behind a struct skep_record into `out`. Those already
+ * taken are given even if a later one fails. */
+int64_t skep_queue_take(int fd, uint32_t value_size, uint32_t room, uint8_t *out);
+
 #endif

@@ -49,13 +49,19 @@
 #define SKEP_COUNTER(name) SKEP_TAG("kind=counter") SKEP_TAG("name=" name)
 #define SKEP_GAUGE(name) SKEP_TAG("kind=gauge") SKEP_TAG("name=" name)
 #define SKEP_HISTOGRAM(name) SKEP_TAG("kind=histogram") SKEP_TAG("name=" name)
-#define SKEP_EVENT(name) SKEP_TAG("kind=event") SKEP_TAG("name=" name) /* a ring buffer */
+#define SKEP_EVENT(name) SKEP_TAG("kind=event") SKEP_TAG("name=" name) /* a ring buffer, see below */
 #define SKEP_PRIVATE SKEP_TAG("kind=none") /* never exported, whatever its name */
 
 #define SKEP_UNIT(ucum) SKEP_TAG("unit=" ucum)	  /* as exported: "s", "By", "{request}" */
 #define SKEP_SCALE(factor) SKEP_TAG("scale=" factor) /* stored number * factor = unit: "1e-9" */
 #define SKEP_HELP(sentence) SKEP_TAG("help=" sentence)
 #define SKEP_OFF SKEP_TAG("enabled=false") /* exported only where the configuration asks for it */
+
+/* Records come from a ring buffer, from a perf event array, and from a queue or
+ * stack that is tagged SKEP_EVENT (its values are taken away). Each may say its
+ * record type by __type(value, struct ...); one that cannot, because its values
+ * have a size of their own, by name, if the object's BTF has the type. */
+#define SKEP_RECORD(type) SKEP_TAG("record=" type)
 
 /* Of a ring buffer: how grave its records are (trace, debug, info, warn, error)
  * and the map in which skep_event_reserve() counts what did not fit. */

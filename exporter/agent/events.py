@@ -224,6 +224,7 @@ class Stream(Protocol):
     name: str
     scope: Scope
     fill_ratio_max: float
+    ring_lost: int | None
 
     @property
     def ring(self) -> Any: ...  # noqa: ANN401 - a kernel.Map, which only kernel.RingReader looks into
@@ -238,6 +239,7 @@ class Rings(Protocol):
     def wait(self, timeout_s: float) -> bool: ...
     def read(self, index: int, limit_bytes: int = ...) -> bytes: ...
     def fill_ratio(self, index: int) -> float: ...
+    def lost(self, index: int) -> int | None: ...
     def close(self) -> None: ...
 
 
@@ -277,6 +279,7 @@ class EventReader:
                 if present is stream:
                     while self._read(index, stream):
                         pass
+                    stream.ring_lost = self._rings.lost(index)
                     del self._streams[index]
                     self._rings.remove(index)
 
@@ -293,6 +296,7 @@ class EventReader:
         with self._turn:
             for index, stream in self._streams.items():
                 stream.fill_ratio_max = max(stream.fill_ratio_max, self._rings.fill_ratio(index))
+                stream.ring_lost = self._rings.lost(index)
             busy = list(self._streams.items())
             turns = 0
             while busy and turns < TURNS_LIMIT:

@@ -247,6 +247,8 @@ class Program:
                 with contextlib.suppress(SkepError):  # then it shows the last count
                     count = sum_rows(self.collection.maps[stream.plan.lost_map])
                     self.lost[stream.name] = self._lost_before.get(stream.name, 0) + count
+            elif stream.ring_lost is not None:
+                self.lost[stream.name] = self._lost_before.get(stream.name, 0) + stream.ring_lost
         took_s = time.monotonic() - began_s
         self.last_read = Read(began_s if in_time else -math.inf, took_s, "; ".join(errors))
         return in_time
@@ -436,6 +438,7 @@ class Stream:
         self.name = plan.event_name
         self.scope = scope
         self.fill_ratio_max = 0.0
+        self.ring_lost: int | None = None  # as the kernel counts it; None where it does not
         self.ring = collection.maps[plan.map]
         self._feed = feed
         self._decoder = collect.RecordDecoder(plan, scope=scope, resolve=resolve, enums=collection.enums)

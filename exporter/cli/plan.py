@@ -219,20 +219,30 @@ def _buckets(instrument: Instrument) -> str:
     return f"{len(instrument.bounds) + 1} buckets, up to {', '.join([*bounds, '+Inf'])}, {total}"
 
 
+_SOURCES = {"ring": "ring", "perf": "perf event array", "queue": "queue", "stack": "stack"}
+
+
+def _lost(stream: StreamPlan) -> str:
+    """Who counts the records that did not fit."""
+    if stream.lost_map:
+        return f"losses counted in map {stream.lost_map}"
+    return "losses counted by the kernel" if stream.source == "perf" else "losses unknown"
+
+
 def _losses(stream: StreamPlan) -> Iterator[str]:
     """A ring whose records are only counted: its metrics are told already."""
-    lost = f"losses counted in map {stream.lost_map}" if stream.lost_map else "losses unknown"
+    lost = _lost(stream)
     counted = "" if stream.metrics else ", and nothing made of them"
-    yield f"ring {stream.map}: records of {stream.record_size} bytes, {lost}, no events{counted}"
+    yield f"{_SOURCES[stream.source]} {stream.map}: records of {stream.record_size} bytes, {lost}, no events{counted}"
 
 
 def _stream(stream: StreamPlan) -> Iterator[str]:
     off = "" if stream.enabled else ", off"
-    yield f"ring {stream.map}: records of {stream.record_size} bytes"
+    yield f"{_SOURCES[stream.source]} {stream.map}: records of {stream.record_size} bytes"
     yield f"  event {stream.event_name}{off}"
     severity = _SEVERITIES.get(stream.severity, str(stream.severity))
     time = "the record's own time" if stream.time else "the time of reading"
-    lost = f"losses counted in map {stream.lost_map}" if stream.lost_map else "losses unknown"
+    lost = _lost(stream)
     yield f"    severity {severity}, {time}, {lost}, at most {stream.events_per_s} a second"
     if stream.sample_one_in > 1:
         yield f"    one record of {stream.sample_one_in} is exported"

@@ -224,6 +224,7 @@ class _Printer:
 
     def _print_events(self) -> None:
         for index, stream in self._streams:
+            stream.ring_lost = self._rings.lost(index)
             while records := self._rings.read(index, _READ_BYTES):
                 batch = stream.decode(records, json=True)
                 self._out.write(self._filtered(stream, batch.json))

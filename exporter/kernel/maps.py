@@ -21,6 +21,9 @@ from .diagnosis import errno_name
 from .features import possible_cpus
 
 # Numbers of enum bpf_map_type.
+PERF_EVENT_ARRAY = 4
+QUEUE = 22
+STACK = 23
 RINGBUF = 27
 _PER_CPU = frozenset({5, 6, 10})  # PERCPU_HASH, PERCPU_ARRAY, LRU_PERCPU_HASH
 _ARRAYS = frozenset({2, 6})  # ARRAY, PERCPU_ARRAY

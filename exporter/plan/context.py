@@ -16,6 +16,10 @@ TABLES = (
 """Map types whose rows can be read in batches."""
 ARRAYS = (MapType.ARRAY, MapType.PERCPU_ARRAY)
 RINGS = (MapType.RINGBUF, MapType.USER_RINGBUF)
+SOURCES = {
+    MapType.RINGBUF: "ring", MapType.PERF_EVENT_ARRAY: "perf", MapType.QUEUE: "queue", MapType.STACK: "stack",
+}  # fmt: skip
+"""Map types that records are taken from."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -170,6 +170,7 @@ _MAP_KEYS = frozenset(
         "lost",
         "switch",
         "count",
+        "record",
         "label",
         "decode",
         "drop",
@@ -257,6 +258,7 @@ def _read_tags(owner: str, tags: Sequence[str], allowed: Iterable[str], problems
             lost=reader.take("lost", line),
             switch=reader.take("switch", line),
             count=reader.take("count", line),
+            record=reader.take("record", line),
         ),
     )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from exporter.bpf import Field, FieldKind, Layout, MapSpec, MapType, layout_of
 from exporter.model import Kind, prometheus_label
 
-from .context import TABLES, MapContext, listed, map_type_name
+from .context import SOURCES, TABLES, MapContext, listed, map_type_name
 from .conventions import Tags, map_tags, member_tags
 from .labels import LabelReader
 from .metadata import MetricDeclaration, MetricMetadata, over
@@ -58,9 +58,9 @@ class _MapPlanner:
         declared = over(self.document.metric, self.tags.metric)
         if self.map.spec.pinning:
             self.map.note("its object pins it by name below the BPF file system, shared with whoever uses that name")
-        if self.map.spec.max_entries == 0 and self.map.spec.type in (*TABLES, MapType.RINGBUF):
+        if self.map.spec.max_entries == 0 and self.map.spec.type in (*TABLES, MapType.RINGBUF, MapType.QUEUE, MapType.STACK):
             self.map.problem("map_type", "max_entries is 0, which the kernel refuses; add __uint(max_entries, …)")
-        if self.map.spec.type is MapType.RINGBUF:
+        if self.map.spec.type in SOURCES:
             return plan_ring(self.map, self.prefix_kind, self.tags)
         explicit = "event" if event is not None else declared.kind
         kind = explicit or self.prefix_kind
@@ -69,6 +69,12 @@ class _MapPlanner:
             return None
         if kind == "event":
             text = f"events come from ring buffers, this is {map_type_name(self.map.spec)}; use BPF_MAP_TYPE_RINGBUF"
+            if self.map.spec.type is MapType.USER_RINGBUF:
+                text = "a user ring buffer carries records from user space to the program; there is nothing to read"
+            self._refuse(explicit is not None, text)
+            return None
+        if self.map.spec.type is MapType.USER_RINGBUF and kind is not None:
+            text = "a user ring buffer carries records from user space to the program; there is nothing to read"
             self._refuse(explicit is not None, text)
             return None
         return self._table(declared, kind, explicit is not None)

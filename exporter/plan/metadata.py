@@ -98,6 +98,7 @@ class EventDeclaration:
     Attributes:
         switch: The ``const volatile bool`` that tells the program whether the events are wanted.
         count: The name of the counter that counts them, beside the events.
+        record: The name of the records' type, of a map that has no type for its values.
     """
 
     name: str | None = None
@@ -107,6 +108,7 @@ class EventDeclaration:
     lost: str | None = None
     switch: str | None = None
     count: str | None = None
+    record: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +266,9 @@ class _Reader:
         )
 
     def event(self, path: str, body: object) -> EventMetadata:
-        parts = self.mapping(path, body, ("name", "severity", "enabled", "help", "lost", "switch", "labels", "time"))
+        parts = self.mapping(
+            path, body, ("name", "severity", "enabled", "help", "lost", "switch", "record", "labels", "time")
+        )
         severity = self.take(parts, path, "severity", lambda text: SEVERITIES[word(text, tuple(SEVERITIES))])
         labels = self.labels(f"{path}.labels", parts.get("labels"))
         time = self.take(parts, path, "time", line)
@@ -278,6 +282,7 @@ class _Reader:
                 help=self.take(parts, path, "help", line),
                 lost=self.take(parts, path, "lost", line),
                 switch=self.take(parts, path, "switch", line),
+                record=self.take(parts, path, "record", line),
             ),
             labels,
         )

@@ -166,6 +166,7 @@ class StreamPlan:
         lost_map: A per-CPU or plain array of one u64 in which the program counts failed reserves, or "".
         sample_one_in: Of so many records one is exported.
         enabled: Whether events are made. A stream without events and metrics is drained.
+        source: What is read: ``ring``, ``perf`` (a perf event array), ``queue`` or ``stack``.
         metrics: Whether a table of the plan is fed with its records: with all of them, sampled or not.
         metrics_only: It never makes events, and configuration cannot ask for them.
         switch: The global that tells the program whether to fill it, or ""; set before load to whether anything is
@@ -187,6 +188,7 @@ class StreamPlan:
     switch: str = ""
     metrics: bool = False
     metrics_only: bool = False
+    source: str = "ring"
     tail: LabelRule | None = None
 
 

@@ -22,7 +22,7 @@ from .conventions import BOUNDED_DECODERS, kind_prefix
 from .globals import plan_globals
 from .labels import LABEL_NAME
 from .maps import Table, plan_map
-from .memory import data_memory, map_memory
+from .memory import data_memory, map_memory, perf_memory
 from .metadata import (
     ImageMetadata,
     parse_metadata,
@@ -120,7 +120,7 @@ class _Planner:
                 self.spec, {**self.config.globals, **self._switches(streams)}, self.config.name, self.problems
             ),
             partial=self.config.partial,
-            map_memory=self._memory(possible_cpus),
+            map_memory=self._memory(possible_cpus, streams),
             description=self.document.description,
             notes=tuple(self.notes),
         )
@@ -307,18 +307,22 @@ class _Planner:
         return switches
 
     def _map_plans(self) -> Iterable[MapPlan]:
-        """A ring's BTF value type describes its records; the kernel wants a value size of 0 from it."""
+        """A ring's BTF value type describes its records; the kernel wants sizes of 0, or those of descriptors."""
         for spec in self.spec.maps:
-            clear = spec.type in RINGS and bool(spec.value_size)
+            perf = spec.type is MapType.PERF_EVENT_ARRAY and (spec.key_size, spec.value_size) != (4, 4)
+            clear = perf or (spec.type in RINGS and bool(spec.value_size))
             config = self.config.maps.get(spec.name, MapConfig())
             if clear or config != MapConfig():
                 yield MapPlan(spec.name, clear_value_size=clear, max_entries=config.max_entries, pin=config.pin)
 
-    def _memory(self, possible_cpus: int) -> int:
+    def _memory(self, possible_cpus: int, streams: Iterable[StreamPlan]) -> int:
         sections: dict[str, int] = {}
         for entry in self.spec.globals:
             sections[entry.section] = max(sections.get(entry.section, 0), entry.offset + entry.size)
         sizes = {spec.name: map_memory(spec, possible_cpus) for spec in self.spec.maps}
+        for stream in streams:
+            if stream.source == "perf":
+                sizes[stream.map] += perf_memory(possible_cpus)
         sizes |= {section: data_memory(size) for section, size in sections.items()}
         total, limit = sum(sizes.values()), self.config.limits.map_memory
         if total > limit:

@@ -16,11 +16,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from exporter.bpf import Field, FieldKind, Layout, MapSpec, layout_of
+from exporter.bpf import Field, FieldKind, Layout, MapSpec, MapType, layout_of
+from exporter.bpf.btf import Struct, Typedef, Union
 from exporter.errors import PlanError
 from exporter.model import CellType, Kind, prometheus_label
 
-from .context import ARRAYS, MapContext, described, listed, map_type_name
+from .context import ARRAYS, SOURCES, MapContext, described, listed, map_type_name
 from .conventions import Tags, is_padding, member_tags
 from .labels import LabelReader, value_rule
 from .metadata import EventMetadata, LabelDeclaration, MetricDeclaration, MetricMetadata, over
@@ -33,7 +34,9 @@ OBSERVED_NAMES = ("le", "value")
 BUMBLEBEE_EDGES = SlotScheme("edges", edges=tuple(map(Fraction, (0, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000))))
 _DEFAULT_SLOTS = 37
 """Of log2 buckets nobody asked for: up to 2^36, 69 seconds of nanoseconds or 64 GiB."""
+_DESCRIPTOR_SIZE = 4
 _MADE = ("counter", "histogram")
+_SOURCE_NAMES = {"ring": "ring buffer", "perf": "perf event array", "queue": "queue", "stack": "stack"}
 _TAIL_DECODERS = {FieldKind.CHARS: ("string", "bytes"), FieldKind.BYTES: ("bytes", "string")}
 """What the bytes of a flexible array may be, first what they are if nothing is said."""
 
@@ -115,6 +118,8 @@ class _RingPlanner:
         return self.map.document.events.get(self.map.spec.name)
 
     def made(self, prefix_kind: str | None) -> Ring | None:
+        if self._is_left_alone():
+            return None
         layout = self._layout()
         members = self._members(layout) if layout is not None else {}
         if "gauge" in (
@@ -131,7 +136,8 @@ class _RingPlanner:
             self._left_out()
             return None
         if layout is None:
-            self.map.problem("record", "its records have no type; declare __type(value, struct …)")
+            if not self.said_record:
+                self.map.problem("record", "its records have no type; declare __type(value, struct …)")
             return None
         if self.kind.event and self.document != MetricMetadata(MetricDeclaration()) and self.kind.metric is None:
             self.map.problem_in_metadata(
@@ -142,9 +148,60 @@ class _RingPlanner:
             return None
         return Ring(self._stream(layout), tally)
 
+    @property
+    def source(self) -> str:
+        return SOURCES[MapType(self.map.spec.type_number)]
+
+    @property
+    def said_record(self) -> str:
+        """The name of the records' type, if one is said."""
+        return over(self.event.event if self.event else None, self.tags.event).record or ""
+
+    def _is_left_alone(self) -> bool:
+        """A queue is the program's own, and taking from it changes what the program does: only if it is asked for."""
+        if self.source not in ("queue", "stack"):
+            return False
+        if self.kind.explicit and (self.kind.event or self.kind.metric):
+            return False
+        if self.kind.event or self.kind.metric:
+            self.map.note(
+                f"not exported: reading a {self.source} takes its values away from the program; if they are meant for "
+                "that, tag it kind=event (SKEP_EVENT)"
+            )
+            return True
+        return False
+
     def _layout(self) -> Layout | None:
-        type_id = self.map.spec.value_type_id
-        return layout_of(self.map.object.btf, type_id) if type_id else None
+        spec, btf = self.map.spec, self.map.object.btf
+        if self.said_record:
+            return self._named_layout(self.said_record)
+        layout = layout_of(btf, spec.value_type_id) if spec.value_type_id else None
+        if self.source == "perf" and layout is not None and layout.scalar and layout.size == _DESCRIPTOR_SIZE:
+            return None  # the value the kernel means: a descriptor
+        return layout
+
+    def _named_layout(self, said: str) -> Layout | None:
+        """The record type of a map whose values have none."""
+        word, _, rest = said.partition(" ")
+        btf, name = self.map.object.btf, rest if word in ("struct", "union") else said
+        for found in (
+            btf.find(Struct, name) if word != "union" else None,
+            btf.find(Union, name) if word != "struct" else None,
+            btf.find(Typedef, name) if name == said else None,
+        ):
+            if found is not None:
+                layout = layout_of(btf, found[0])
+                size = self.map.spec.value_size
+                if self.source in ("queue", "stack") and layout.size != size:
+                    self.map.problem("record", f"record is {said!r} of {layout.size} bytes, its values have {size}")
+                    return None
+                return layout
+        self.map.problem(
+            "record",
+            f"record is {said!r}, which the object's BTF does not have; declare __type(value, {said}), or a global "
+            "`const struct … *unused` that keeps the type",
+        )
+        return None
 
     def _left_out(self) -> None:
         said = [*self.document.metric.said, *(["labels"] if self.document.labels else [])]
@@ -192,7 +249,7 @@ class _RingPlanner:
             event_name=name,
             attributes=rules,
             record_size=_least_size(layout),
-            description=declared.help or f"Records of eBPF ring buffer {self.map.spec.name}",
+            description=declared.help or f"Records of eBPF {_SOURCE_NAMES[self.source]} {self.map.spec.name}",
             time=value_rule(time) if time else None,
             severity=declared.severity or 9,
             lost_map=declared.lost or "",
@@ -200,6 +257,7 @@ class _RingPlanner:
             switch=self._switch(declared.switch) if declared.switch is not None else "",
             metrics_only=not self.kind.event,
             tail=tail,
+            source=self.source,
         )
 
     def _tail(self, layout: Layout, said: dict[str, LabelDeclaration]) -> LabelRule | None:
@@ -344,7 +402,9 @@ class _RingPlanner:
                 enabled=self.document.metric.enabled,
             )
         what = f"member {observed.name} of records" if observed is not None and observed.name else "Records"
-        help_text = declared.help or f"{what[0].upper()}{what[1:]} of eBPF ring buffer {self.map.spec.name}"
+        help_text = (
+            declared.help or f"{what[0].upper()}{what[1:]} of eBPF {_SOURCE_NAMES[self.source]} {self.map.spec.name}"
+        )
         name = declared.name or (self._event_name() if self.kind.event else f"ebpf.{self.map.base_name}")
         yield from self._metric(name, observed, replace(declared, help=help_text))
 
@@ -352,7 +412,9 @@ class _RingPlanner:
         """A metric that one member makes."""
         stem = self._event_name() if self.kind.event else self.tags.metric.name or f"ebpf.{self.map.base_name}"
         stem = self.document.metric.name or stem
-        help_text = declared.help or f"Member {leaf.name} of records of eBPF ring buffer {self.map.spec.name}"
+        help_text = (
+            declared.help or f"Member {leaf.name} of records of eBPF {_SOURCE_NAMES[self.source]} {self.map.spec.name}"
+        )
         kind = declared.kind or "histogram"
         name = declared.name or (f"{stem}.{leaf.name}" if leaf.name else stem)
         yield from self._metric(name, leaf, replace(declared, kind=kind, help=help_text))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import threading
 from pathlib import Path
 
@@ -167,3 +168,62 @@ def test_run_prints_them_and_plan_and_build_name_them(tmp_path: Path) -> None:
     assert sum(last["app_tellings_total", parity]["value"] for parity in (0, 1)) == sum(
         "event" in line for line in told
     )
+
+
+OTHERS = """
+static void *(*bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
+static u64 (*bpf_get_current_pid_tgid)(void) = (void *)14;
+static long (*bpf_perf_event_output)(void *ctx, void *map, u64 flags, void *data, u64 size) = (void *)25;
+static long (*bpf_map_push_elem)(void *map, const void *value, u64 flags) = (void *)87;
+const volatile u32 tgid = 0;
+struct seen { u32 number; u32 parity TAG("series=true"); };
+MAP(numbers, ARRAY, 1, u32, u64);
+struct { __uint(type, PERF_EVENT_ARRAY); __uint(key_size, 4); __type(value, struct seen); } print_perf SEC(".maps")
+    TAG("kind=event") TAG("count=app.perf");
+struct { __uint(type, QUEUE); __uint(max_entries, 1000); __type(value, struct seen); } queue SEC(".maps")
+    TAG("kind=event") TAG("name=app.queued");
+SEC("raw_tp/sys_enter") int on_enter(u64 *context)
+{
+    u32 zero = 0;
+    if (context[1] != GETPGID || bpf_get_current_pid_tgid() >> 32 != tgid)
+        return 0;
+    u64 *number = bpf_map_lookup_elem(&numbers, &zero);
+    if (!number)
+        return 0;
+    *number += 1;
+    struct seen seen = { *number, *number % 2 };
+    bpf_perf_event_output(context, &print_perf, 0xffffffff, &seen, sizeof(seen));
+    bpf_map_push_elem(&queue, &seen, 0);
+    return 0;
+}
+char LICENSE[] SEC("license") = "GPL";
+"""
+
+
+def test_perf_event_array_and_queue_are_streams_like_a_ring(tmp_path: Path) -> None:
+    """Events, counts and losses; what does not fit into the perf buffers the kernel counts."""
+    path = write(tmp_path, "app", compile_bpf(OTHERS.replace("GETPGID", str(GETPGID)), program=""))
+    entry = json.dumps({"ref": str(path), "name": "app", "globals": {"tgid": PID}, "limits": {"events_per_s": 10**6}})
+    with running_agent(tmp_path, f"images: [{entry}]\nevents: {{json: {{path: e.jsonl}}}}\n") as agent:
+        agent.wait_states(app="running")
+        make_calls(100)
+        page = agent.wait(lambda page: page.sum("app_perf_total") == 100)
+        assert page.all("app_perf_total", parity="1") == [50]
+        page = agent.wait(
+            lambda page: all(
+                page.all("skep_events_exported_total", stream=name) == [100] for name in ("ebpf.perf", "app.queued")
+            )
+        )
+        assert page.all("skep_ring_lost_total", stream="ebpf.perf") == [0]
+        agent.process.send_signal(signal.SIGSTOP)
+        make_calls(30_000)
+        agent.process.send_signal(signal.SIGCONT)
+        page = agent.wait(
+            lambda page: page.sum("app_perf_total") + page.sum("skep_ring_lost_total", stream="ebpf.perf") == 30_100
+        )
+        assert page.sum("skep_ring_lost_total", stream="ebpf.perf") > 1000
+        assert page.sum("app_perf_total") > 5000
+        assert balances(agent.wait(lambda page: page.sum("skep_events_queued") == 0))
+    told = [json.loads(line) for line in (tmp_path / "e.jsonl").read_text().splitlines()]
+    queued = [line["attributes"]["number"] for line in told if line["event"] == "app.queued"]
+    assert queued == list(range(1, 1101))

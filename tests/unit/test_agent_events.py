@@ -131,6 +131,7 @@ class FakeStream:
     name: str = "query"
     scope: Scope = SCOPE
     fill_ratio_max: float = 0.0
+    ring_lost: int | None = None
     ring: object = None
     batch: LogBatch | Exception = field(default_factory=LogBatch)
 
@@ -167,6 +168,9 @@ class FakeRings:
 
     def fill_ratio(self, index: int) -> float:
         return 0.25
+
+    def lost(self, index: int) -> int | None:
+        return 3
 
     def close(self) -> None:
         pass

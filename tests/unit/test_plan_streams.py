@@ -257,3 +257,71 @@ def test_flexible_array_is_no_label_of_a_metric() -> None:
     plan = plan_of("struct r { u32 n; char text[]; }; RING(counter_x, struct r);")
     assert labels(plan, "counter_x") == ["n"]
     assert any("'text' is no label" in note for note in plan.notes)
+
+
+PERF = """struct r {{ u64 number; char text[4]; }};
+struct {{ __uint(type, PERF_EVENT_ARRAY); __uint(key_size, 4); {} }} {} SEC(".maps")"""
+
+
+UNTYPED = PERF.format("__uint(value_size, 4);", "print_x")
+
+
+def test_perf_event_array_is_read_like_a_ring() -> None:
+    """Its value type is the record's; the kernel gets sizes of descriptors, and its buffers are in the memory."""
+    plan = plan_of(PERF.format("__type(value, struct r);", "print_x") + ";", cpus=10)
+    (stream,) = plan.streams
+    assert (stream.source, stream.record_size, [rule.name for rule in stream.attributes]) == (
+        "perf",
+        16,
+        ["number", "text"],
+    )
+    assert [(entry.name, entry.clear_value_size) for entry in plan.maps] == [("print_x", True)]
+    assert plan.map_memory > 10 * (256 << 10)
+    assert stream.description == "Records of eBPF perf event array print_x"
+    assert instruments(plan_of(PERF.format("__type(value, struct r);", "counter_x") + ";")).keys() == {"ebpf_x_total"}
+
+
+@pytest.mark.parametrize("value", ["__uint(value_size, 4);", "__type(value, u32);"])
+@pytest.mark.parametrize("said", ["struct r", "r", "r_t"])
+def test_record_type_of_a_map_without_one_is_found_by_its_name(value: str, said: str) -> None:
+    """By tag or by metadata, where the object's BTF has the type."""
+    array, rest = PERF.format(value, "x"), "; typedef struct r r_t; const r_t *unused;"
+    tagged = plan_of(array + f' TAG("kind=event") TAG("record={said}")' + rest)
+    document = plan_of(array + rest, metadata={"version": 1, "events": {"x": {"record": said}}})
+    for plan in (tagged, document):
+        (stream,) = plan.streams
+        assert (stream.event_name, stream.record_size) == ("ebpf.x", 16)
+        assert not plan.maps
+
+
+@pytest.mark.parametrize("kind", ["QUEUE", "STACK"])
+def test_queue_is_read_only_where_that_is_asked_for(kind: str) -> None:
+    """What is read from it the program never sees again."""
+    source = "struct r { u32 a; }; struct { __uint(type, %s); __uint(max_entries, 8); __type(value, struct r); }"
+    source = source % kind + ' %s SEC(".maps") %s;'
+    (stream,) = plan_of(source % ("x", 'TAG("kind=event")')).streams
+    assert stream.source == kind.lower()
+    (stream,) = plan_of(source % ("x", ""), metadata={"version": 1, "events": {"x": {}}}).streams
+    assert stream.enabled
+    assert instruments(plan_of(source % ("x", 'TAG("kind=counter")'))).keys() == {"ebpf_x_total"}
+    for name in ("print_x", "counter_x"):
+        plan = plan_of(source % (name, ""))
+        assert not plan.streams and not plan.tables
+        assert any("takes its values away from the program" in note for note in plan.notes)
+    assert not plan_of(source % ("x", "")).streams
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (UNTYPED + ";", "its records have no type"),
+        (UNTYPED + ' TAG("record=struct s");', "which the object's BTF does not have"),
+        ('struct s { u64 a; } *unused; struct { __uint(type, QUEUE); __uint(max_entries, 8); __uint(value_size, 4); } '
+         'x SEC(".maps") TAG("kind=event") TAG("record=struct s");', "of 8 bytes, its values have 4"),
+        ('struct { __uint(type, USER_RINGBUF); __uint(max_entries, 4096); } x SEC(".maps") TAG("kind=event");',
+         "there is nothing to read"),
+    ],
+)  # fmt: skip
+def test_source_that_cannot_be_read_is_an_error(source: str, words: str) -> None:
+    """Before anything is loaded."""
+    assert any(words in text for text in problems_of(source))
