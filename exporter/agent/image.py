@@ -457,7 +457,8 @@ class Image:
         """What ``skep status`` shows of it."""
         program, status = self.program, self.status()
         wait_s = self.due_s - time.monotonic()
-        enabled = {stream.plan.event_name: stream.plan.enabled for stream in program.streams} if program else {}
+        streams = program.streams if program is not None else ()
+        enabled = {stream.name: stream.plan.enabled or stream.plan.metrics for stream in streams}
         return {
             "name": self.name,
             "ref": self.config.ref,

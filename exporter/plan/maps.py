@@ -58,7 +58,8 @@ class _MapPlanner:
         declared = over(self.document.metric, self.tags.metric)
         if self.map.spec.pinning:
             self.map.note("its object pins it by name below the BPF file system, shared with whoever uses that name")
-        if self.map.spec.max_entries == 0 and self.map.spec.type in (*TABLES, MapType.RINGBUF, MapType.QUEUE, MapType.STACK):
+        sized = (*TABLES, MapType.RINGBUF, MapType.QUEUE, MapType.STACK)
+        if self.map.spec.max_entries == 0 and self.map.spec.type in sized:
             self.map.problem("map_type", "max_entries is 0, which the kernel refuses; add __uint(max_entries, …)")
         if self.map.spec.type in SOURCES:
             return plan_ring(self.map, self.prefix_kind, self.tags)

@@ -242,6 +242,22 @@ def test_image_of_one_number_and_image_of_events_alone_have_a_dashboard() -> Non
     assert image_summary(events).panels
 
 
+def test_ring_that_is_only_counted_has_panels_for_its_metrics_and_its_losses() -> None:
+    """Like a table's, from the records' labels; there is no event to speak of."""
+    source = (
+        'struct r { u32 value; u32 op TAG("decode=errno"); }; RING(hist_size, struct r); RING(counter_calls, struct r);'
+    )
+    panels = panels_of(image_board(plan_of(source)))
+    assert {title for title in panels if title.startswith(("Ring", "Event"))} == {
+        "Ring hist_size",
+        "Ring counter_calls",
+    }
+    assert any("skep_ring_lost_total" in query and 'stream="hist_size"' in query for query in panels["Ring hist_size"])
+    queries = [query for some in panels.values() for query in some]
+    assert any("ebpf_calls_total" in query for query in queries)
+    assert any("ebpf_size_bucket" in query and "op" in query for query in queries)
+
+
 @pytest.mark.parametrize(
     ("name", "beginning"),
     [
