@@ -12,6 +12,7 @@ status      answers ``skep status``
 metrics     posts a snapshot at an interval, if a receiver is configured
 logs        posts events, if a receiver is configured
 lines       writes events as JSON lines, if a target is configured
+(SDK's)     one, gathers and posts spans of all this, if they are wanted
 ==========  ==================================================================
 
 One that ends by a bug is told and started again; the others do not notice. Maps are
@@ -45,7 +46,7 @@ from exporter.image import Store, default_store_path
 from exporter.model import FrameView, Resource, Snapshot
 from exporter.plan import Plan, check_together
 
-from . import log
+from . import log, tracing
 from .events import WAIT_S, EventReader, Ledger
 from .fdstore import PREFIX, DescriptorStore
 from .identity import detect_resource
@@ -301,6 +302,7 @@ class Agent:
         left = sum(counts.queued for counts in self._ledger.counts())
         if left:
             log.warn("events are lost: their receiver did not let go of them in time", records=left)
+        self._outlets.flush_traces(left_s(0.5))
         self._server.close()
         if self._status is not None:
             self._status.wake()
@@ -329,7 +331,8 @@ class Agent:
             self._notifier.reloading("reloading the configuration")
         self._watch.look()
         try:
-            self._apply(self._source.read())
+            with tracing.span("reload", cause=cause):
+                self._apply(self._source.read())
         except SkepError as error:
             self._reload.fail(one_line(error))
             for problem in error.problems if isinstance(error, Problems) else (error,):
@@ -602,7 +605,11 @@ class Agent:
             i for i in self.images if (i.name in asked.collect or not asked.collect) and i.name not in asked.exclude
         ]
         late: list[str] = []
-        with self._snapshot(wanted, asked.deadline_s, late) as snapshot:
+        with (
+            tracing.span("scrape", images=len(wanted)) as note,
+            self._snapshot(wanted, asked.deadline_s, late) as snapshot,
+        ):
+            note.set(images_late=len(late))
             if late and self._repeats.count("late", ",".join(late)):
                 log.warn("a scraper's deadline came before all images were read", images=",".join(late))
             return prometheus.render(snapshot, self._own.render(asked.exposition, late), asked.exposition)

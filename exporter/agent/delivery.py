@@ -22,7 +22,7 @@ from exporter.export.outcome import stopped
 from exporter.export.sender import OtlpSender, Outcome, Verdict
 from exporter.model import Resource
 
-from . import log
+from . import log, tracing
 from .events import Ledger, Parcel, ParcelQueue
 from .parts import set_after
 
@@ -112,12 +112,24 @@ class MetricsDelivery(_Delivery):
             self._post(stop, due_s)
 
     def _post(self, stop: threading.Event, until_s: float) -> None:
-        try:
-            self._take(self.export)
-        except Exception:  # a bug; the next interval tries again
-            log.bug("encoding metrics failed")
-        left_s = min(max(0.0, until_s - time.monotonic()), self._timeout_s)
-        self.export.post(stop=stop, deadline_s=left_s, tell=self._tell)
+        with tracing.span("export.metrics", url=self._sender.url) as note:
+            try:
+                with tracing.span("export.read"):
+                    self._take(self.export)
+            except Exception:  # a bug; the next interval tries again
+                log.bug("encoding metrics failed")
+            left_s = min(max(0.0, until_s - time.monotonic()), self._timeout_s)
+            before = self._sender.account
+            self.export.post(stop=stop, deadline_s=left_s, tell=self._tell)
+            after = self._sender.account
+            note.set(
+                accepted=after.accepted - before.accepted,
+                rejected=after.rejected - before.rejected,
+                failed=after.failed - before.failed,
+                attempts=sum(after.requests.values()) - sum(before.requests.values()),
+            )
+            if after.failed > before.failed:
+                note.fail("unavailable", "no receiver took them in time")
 
     def flush(self, deadline_s: float) -> None:
         """Post once more, at the end."""
@@ -211,7 +223,10 @@ class LogsDelivery(_Delivery):
     def _offer(self, stop: threading.Event, end: float) -> None:
         """Post what is in hand until it is answered; keeps the rest in hand when stopped or out of time."""
         while self._requests:
-            outcome = self._answer(self._requests[0], stop, end)
+            with tracing.span("export.logs", url=self._sender.url, items=self._requests[0].items) as note:
+                outcome = self._answer(self._requests[0], stop, end)
+                if outcome is None or not outcome.accepted:
+                    note.fail(outcome.cause if outcome is not None else "stopped", "the receiver did not take them")
             if outcome is None:
                 return
             request = self._requests.popleft()

@@ -20,6 +20,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 from exporter.config import ImageConfig, RegistryConfig, RetryConfig
@@ -28,7 +29,7 @@ from exporter.hooks import hook_of
 from exporter.image import Bundle, Store, fetch, parse_reference
 from exporter.plan import Plan
 
-from . import log
+from . import log, tracing
 from .events import EventReader
 from .fdstore import DescriptorStore, Identity
 from .program import Program, Resolve, load, plan_bundle, plan_identity
@@ -114,9 +115,11 @@ class Image:
             self._fail(displaced)
             return
         try:
-            bundle, pull_error = self._pull()
-            if not self._runs(bundle):
-                self._replace(bundle)
+            with tracing.span("image.bring_up", image=self.name, ref=self.config.ref) as note:
+                bundle, pull_error = self._pull()
+                note.set(digest=str(bundle.digest), runs_already=self._runs(bundle))
+                if not self._runs(bundle):
+                    self._replace(bundle)
         except SkepError as error:
             self._fail(error)
         except Exception as error:  # a bug of ours is this image's failure, not the agent's
@@ -143,7 +146,9 @@ class Image:
         reference = parse_reference(config.ref)
 
         def get(pull: str) -> Bundle:
-            return fetch(reference, store=around.store, registries=around.registries, pull=pull, stop=around.stop)
+            return fetch(
+                reference, store=around.store, registries=around.registries, pull=pull, stop=around.stop, stage=_stage
+            )
 
         try:
             return get(config.pull), None
@@ -168,7 +173,8 @@ class Image:
         self._bundle = bundle
         old = self.program
         self._progress("loading")
-        plan = plan_bundle(bundle, self.config)
+        with _stage("plan"):
+            plan = plan_bundle(bundle, self.config)
         identity = Identity(self.name, str(bundle.object_digest), plan_identity(plan))
         if old is not None and (str(old.bundle.object_digest), old.identity) == (identity.object, identity.plan):
             # Another digest of the same object, or a change of what does not concern the kernel.
@@ -225,8 +231,7 @@ class Image:
             old.key = ""
             old.detach()
         try:
-            with self._around.loading:
-                program = load(bundle, plan, self.config, resolve=self._around.resolve, before=old)
+            program = self._load(bundle, plan, self.config, before=old)
         except SkepError:
             if old is not None and instead:
                 self._load_again(old)
@@ -238,11 +243,18 @@ class Image:
             raise
         return program
 
+    def _load(self, bundle: Bundle, plan: Plan, config: ImageConfig, *, before: Program | None) -> Program:
+        with _stage("loader"):
+            with self._around.loading:
+                program = load(bundle, plan, config, resolve=self._around.resolve, before=before)
+            for name, (began_s, ended_s) in program.collection.stages.items():
+                tracing.past(f"image.{name}", began_s, ended_s)
+        return program
+
     def _load_again(self, old: Program) -> None:
         """The newer version could not attach where the older one had to make room."""
         try:
-            with self._around.loading:
-                again = load(old.bundle, old.plan, old.config, resolve=self._around.resolve, before=old)
+            again = self._load(old.bundle, old.plan, old.config, before=old)
             self._read_rings(again)
         except SkepError as error:
             log.error("the version from before cannot be loaded again", image=self.name, reason=one_line(error))
@@ -274,10 +286,11 @@ class Image:
         self._around.kept.drop(old.key)
         old.detach()
         # Both were attached, or neither was: on a hook that takes one program the old one went first.
-        overlap_s = old.detached_s - program.loaded_s
+        overlap_s = max(0.0, old.detached_s - program.attaching_s)
+        gap_s = max(0.0, program.loaded_s - old.detached_s) if not overlap_s else 0.0
         self._upgrades += 1
-        self._overlap_s += max(0.0, overlap_s)
-        self._gap_s += max(0.0, -overlap_s)
+        self._overlap_s += overlap_s
+        self._gap_s += gap_s
         carried = 0
         with old.lock, program.lock:
             try:
@@ -295,8 +308,8 @@ class Image:
             to_digest=program.bundle.digest,
             tables_carried=carried,
             tables_new=len(program.plan.tables) - carried,
-            overlap_ms=round(max(0.0, overlap_s) * 1000, 3),
-            gap_ms=round(-overlap_s * 1000, 3) if overlap_s < 0 else None,
+            overlap_ms=round(overlap_s * 1000, 3),
+            gap_ms=round(gap_s * 1000, 3) or None,
         )
 
     def _reclaim(self) -> None:
@@ -539,6 +552,10 @@ class Image:
             scrape_s=last.took_s,
             scrape_ok=last.took_s is not None and not last.error,
         )
+
+
+def _stage(name: str) -> AbstractContextManager[object]:
+    return tracing.span(f"image.{name}")
 
 
 def _essence(config: ImageConfig) -> ImageConfig:

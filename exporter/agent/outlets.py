@@ -22,6 +22,7 @@ from .events import EventReader, Ledger, LineAccount, ParcelQueue
 from .lines import LineWriter, open_target
 from .parts import Parts
 from .telemetry import VERSION
+from .tracing import Traces
 
 if TYPE_CHECKING:
     from exporter.export.metrics import MetricsExport
@@ -40,6 +41,7 @@ class _Otlp:
     resource: Resource
     metrics: MetricsDelivery | None
     logs: LogsDelivery | None
+    traces: Traces | None = None
 
 
 def _same_receiver(old: _Otlp, new: _Otlp) -> bool:
@@ -105,6 +107,8 @@ class Outlets:
         of_metrics, of_logs = config.of_signal("metrics"), config.of_signal("logs")
         posts_metrics = bool(of_metrics.endpoint) and config.metrics_enabled
         posts_logs = bool(of_logs.endpoint) and config.logs_enabled
+        if config.traces_enabled and config.of_signal("traces").endpoint:
+            made.traces = Traces(config, resource, VERSION)
         if not (posts_metrics or posts_logs):
             return made
         # Protobuf and an HTTP client: 10 MB that an agent which is only scraped does not carry.
@@ -141,6 +145,8 @@ class Outlets:
             self._end(["metrics", "logs"], self._otlp.config.timeout_s + deadline_s)
             self._retire_otlp(deadline_s, hand_on=logs is not None)
             before, self._otlp = self._otlp, made.otlp
+            if made.otlp.traces is not None:
+                made.otlp.traces.start()
             if before.metrics is not None and made.otlp.metrics is not None and _same_receiver(before, made.otlp):
                 # What the receiver knows and is owed: else delta would count again from the beginning.
                 made.otlp.metrics.inherit(before.metrics)
@@ -186,6 +192,7 @@ class Outlets:
         metrics, logs = self._otlp.metrics, self._otlp.logs
         if logs is not None:
             logs.give_back() if hand_on else logs.flush(deadline_s)
+        self.flush_traces(deadline_s)
         for delivery in (metrics, logs):
             if delivery is not None:
                 delivery.close()
@@ -193,6 +200,14 @@ class Outlets:
                 ended = replace(delivery.account(), pending=0)
                 before = self._accounts_before.get(delivery.signal, Account())
                 self._accounts_before[delivery.signal] = before + ended
+
+    def flush_traces(self, deadline_s: float) -> None:
+        """Post the spans there are; none are made any more."""
+        traces, self._otlp.traces = self._otlp.traces, None
+        if traces is not None:
+            traces.stop(deadline_s)
+            before = self._accounts_before.get(traces.signal, Account())
+            self._accounts_before[traces.signal] = before + traces.account()
 
     def stop_threads(self, deadline_s: float) -> None:
         """End all threads; what is queued stays for :meth:`flush_metrics` and :meth:`flush_events`."""
@@ -223,7 +238,7 @@ class Outlets:
     def otlp_accounts(self) -> Mapping[str, Account]:
         """What became of everything posted over OTLP, by signal."""
         accounts = dict(self._accounts_before)
-        for delivery in (self._otlp.metrics, self._otlp.logs):
+        for delivery in (self._otlp.metrics, self._otlp.logs, self._otlp.traces):
             if delivery is not None:
                 accounts[delivery.signal] = accounts.get(delivery.signal, Account()) + delivery.account()
         return accounts

@@ -117,7 +117,8 @@ class Program:
         streams: Its rings; the reader thread owns what they count.
         start_ns: When its maps began to count, ``CLOCK_REALTIME``.
         identity: Of its plan.
-        loaded_s: When it was attached, monotonic; an instant later at most.
+        attaching_s: When attaching its programs began, monotonic.
+        loaded_s: When all were attached, monotonic; an instant later at most.
         detached_s: When it was detached, monotonic; 0 before.
         key: Under which its descriptors are kept by somebody else, empty if they are not.
 
@@ -143,7 +144,7 @@ class Program:
         self.collection = collection
         self.lock = threading.Lock()
         self.last_read = Read()
-        self.loaded_s = time.monotonic()
+        self.attaching_s, self.loaded_s = collection.stages.get("attach") or (time.monotonic(), time.monotonic())
         self.detached_s = 0.0
         self.start_ns = start_ns = start_ns or time.time_ns()
         self.key = ""

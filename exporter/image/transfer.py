@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Protocol
 
@@ -56,6 +57,10 @@ class Source(Protocol):
         """A blob in pieces, which the receiver hashes."""
 
 
+Stage = Callable[[str], AbstractContextManager[object]]
+"""Entered around a stage of the work, by its name: for whoever wants to know how long each takes."""
+
+
 def fetch(
     reference: Reference,
     *,
@@ -67,6 +72,7 @@ def fetch(
     stop: threading.Event | None = None,
     catalog: Path | None = None,
     progress: Progress | None = None,
+    stage: Stage = lambda _name: nullcontext(),
 ) -> Bundle:
     """Give the verified object a reference of any kind means.
 
@@ -84,6 +90,7 @@ def fetch(
         stop: Gives up when set.
         catalog: Layout of the shipped images; default where they are installed.
         progress: Of a pull, if there is one.
+        stage: Entered around ``resolve``, ``pull`` and ``verify``, as far as each is done.
 
     Raises:
         ImageError: see :mod:`exporter.image`.
@@ -94,28 +101,34 @@ def fetch(
         case ReferenceKind.FILE:
             return _read_file(reference)
         case ReferenceKind.LAYOUT:
-            return Store(reference.path).bundle(reference, architecture)
+            with stage("verify"):
+                return Store(reference.path).bundle(reference, architecture)
         case ReferenceKind.CATALOG:
-            return Store(catalog or _installed_catalog()).bundle(reference, architecture)
+            with stage("verify"):
+                return Store(catalog or _installed_catalog()).bundle(reference, architecture)
     present = _present(store, reference, pull)
     if present is not None and pull != "always":
         try:
-            return store.bundle(reference, architecture)
+            with stage("verify"):
+                return store.bundle(reference, architecture)
         except ImageError as error:
             if pull == "never" or error.code not in ("img.cache_corrupt", "img.not_present"):
                 raise
             pull_image(
                 reference, store=store, registries=registries, architecture=architecture, deadline_s=deadline_s,
-                stop=stop, repair=present.digest, progress=progress,
+                stop=stop, repair=present.digest, progress=progress, stage=stage,
             )  # fmt: skip
-            return store.bundle(reference, architecture)
+            with stage("verify"):
+                return store.bundle(reference, architecture)
     if pull == "never":
-        return store.bundle(reference, architecture)
+        with stage("verify"):
+            return store.bundle(reference, architecture)
     pull_image(
         reference, store=store, registries=registries, architecture=architecture, deadline_s=deadline_s, stop=stop,
-        progress=progress,
+        progress=progress, stage=stage,
     )  # fmt: skip
-    return store.bundle(reference, architecture)
+    with stage("verify"):
+        return store.bundle(reference, architecture)
 
 
 def pull_image(
@@ -128,6 +141,7 @@ def pull_image(
     stop: threading.Event | None = None,
     repair: Digest | None = None,
     progress: Progress | None = None,
+    stage: Stage = lambda _name: nullcontext(),
 ) -> Digest:
     """Bring an image into the store; blobs that are there already, and hash right, are not fetched.
 
@@ -140,6 +154,7 @@ def pull_image(
         stop: Gives up when set.
         repair: Ask for this digest instead of the tag.
         progress: Told of each blob that has to be fetched.
+        stage: Entered around ``resolve`` and ``pull``.
 
     Returns:
         The digest the reference resolved to, of an index or a manifest.
@@ -156,10 +171,12 @@ def pull_image(
     wanted = normalise_architecture(architecture) if architecture else host_architecture()
     with Registry(reference, config, deadline_s=deadline_s, stop=stop) as registry, store.writing():
         pulling = _Pull(registry, store, wanted, progress=progress)
-        root = registry.manifest(repair or reference.digest or reference.tag)
-        descriptor = pulling.take_root(root)
-        # Inside the lock: until it is recorded, nothing names these blobs.
-        store.record(reference, descriptor)
+        with stage("resolve"):
+            root = registry.manifest(repair or reference.digest or reference.tag)
+        with stage("pull"):
+            descriptor = pulling.take_root(root)
+            # Inside the lock: until it is recorded, nothing names these blobs.
+            store.record(reference, descriptor)
     return root.digest
 
 

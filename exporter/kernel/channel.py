@@ -111,6 +111,7 @@ class Answer(TypedDict):
     maps: list[CreatedMap]
     programs: list[LoadedProgram]
     enums: dict[str, dict[str, int]]
+    stages: dict[str, list[float]]
 
 
 _HEADER = struct.Struct("=II")

@@ -161,15 +161,22 @@ class Collection:
         maps: The maps asked for, by name.
         programs: In the order of the request.
         enums: ``{enum: {enumerator: value}}`` of the running kernel; ``{}`` for one it does not have.
+        stages: When ``load`` and ``attach`` began and ended, monotonic seconds; empty if they were elsewhere.
     """
 
     def __init__(
-        self, name: str, programs: Sequence[Program], maps: Sequence[Map], enums: Mapping[str, Mapping[str, int]]
+        self,
+        name: str,
+        programs: Sequence[Program],
+        maps: Sequence[Map],
+        enums: Mapping[str, Mapping[str, int]],
+        stages: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
         self.name = name
         self.programs = tuple(programs)
         self.maps = {map.name: map for map in maps}
         self.enums = enums
+        self.stages = stages or {}
         self._open = True
         self._lock = threading.Lock()
         self._last_usage: dict[str, ProgramUsage] = {}
@@ -377,7 +384,7 @@ def _collect(
             # Another took its place: that is no error.
             program = replace(program, error="", passed_over=program.error)
         ordered.append(program)
-    collection = Collection(request.name, ordered, maps, answer["enums"])
+    collection = Collection(request.name, ordered, maps, answer["enums"], answer["stages"])
     if not any(program.attached for program in ordered) and (refused or errors):
         # Nothing runs: that is no part of a success.
         collection.close()

@@ -22,6 +22,7 @@ import resource
 import signal
 import socket
 import sys
+import time
 
 from exporter.hooks import split_section
 
@@ -60,7 +61,7 @@ def main() -> int:
     try:
         answer, descriptors, _keep_open = _sample(request, given) if "sample" in request else _serve(request, given)
     except RefusalError as refused:
-        answer = {"failure": refused.failure, "maps": [], "programs": [], "enums": {}}
+        answer = {"failure": refused.failure, "maps": [], "programs": [], "enums": {}, "stages": {}}
         descriptors = []
     channel.send(parent, answer, descriptors)
     # No cleaning up: destroying links would detach what was just handed over.
@@ -105,10 +106,12 @@ def _serve(request: Request, image: int) -> tuple[Answer, list[int], _libbpf.Obj
         except OSError as error:
             raise RefusalError.by(error, "enums") from None
     _note("loading the object")
+    loading_s = time.monotonic()
     try:
         opened.load()
     except OSError as error:
         raise RefusalError.by(error, "load") from None
+    loaded_s = time.monotonic()
     read_maps = [maps[name] for name in request["read_maps"]]
     answer: Answer = {
         "failure": None,
@@ -124,6 +127,7 @@ def _serve(request: Request, image: int) -> tuple[Answer, list[int], _libbpf.Obj
         ],
         "programs": [],
         "enums": enums,
+        "stages": {},
     }
     descriptors = [map_.fd for map_ in read_maps]
     for wanted in request["programs"]:
@@ -157,6 +161,7 @@ def _serve(request: Request, image: int) -> tuple[Answer, list[int], _libbpf.Obj
             entry["links"] = len(attached.links)
             entry["cpus"] = list(attached.cpus)
             descriptors += [program.fd, *attached.links]
+    answer["stages"] = {"load": [loading_s, loaded_s], "attach": [loaded_s, time.monotonic()]}
     return answer, descriptors, opened
 
 
@@ -169,7 +174,7 @@ def _sample(request: SampleRequest, program: int) -> tuple[Answer, list[int], No
         links = sample(program, parse_sampling(rest, request["attach"]), request["cpus"])
     except (OSError, AttachError) as error:
         raise RefusalError.by(error, "attach") from None
-    return {"failure": None, "maps": [], "programs": [], "enums": {}}, links, None
+    return {"failure": None, "maps": [], "programs": [], "enums": {}, "stages": {}}, links, None
 
 
 def _sealed_bytes(image: int, sha256: str) -> mmap.mmap:

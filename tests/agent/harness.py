@@ -213,7 +213,7 @@ def running_agent(
             assert process.poll() is None and time.monotonic() < end, agent.log
             time.sleep(0.02)
         yield agent
-        assert "traceback" not in agent.log.lower(), agent.log
+        assert not re.search(r'"traceback": |Traceback \(most recent', agent.log), agent.log
     finally:
         if process.poll() is None:
             process.terminate()

@@ -184,7 +184,7 @@ def test_other_meaning_begins_new_series(tmp_path: Path) -> None:
             for metric in of_scope.metrics
             if metric.name == "ebpf.calls"
         ]
-        [point] = metric.sum.data_points
+        [point] = [each for each in metric.sum.data_points if not each.flags & 1]  # the old ones may end in it
         assert (point.as_int, point.start_time_unix_nano > changed_ns) == (7, True)
 
 

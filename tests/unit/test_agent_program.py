@@ -71,6 +71,7 @@ class FakeCollection:
             self.maps["counter_more"] = FakeMap({})
         self.programs = (SimpleNamespace(name="on_switch", attached=True, error="", passed_over="", id=7),)
         self.enums: dict[str, dict[str, int]] = {}
+        self.stages: dict[str, list[float]] = {}
         self.detached = False
         self.closed = False
 
