@@ -90,8 +90,12 @@ class _Metric:
     @property
     def count_rate(self) -> str:
         """How often it happened, per second: of a histogram, its observations."""
-        name = f"{self.name}_count" if self.instrument.kind is Kind.HISTOGRAM else self.name
-        return rate(name, *self.matchers)
+        if self.instrument.kind is not Kind.HISTOGRAM:
+            return rate(self.name, *self.matchers)
+        if self.instrument.has_sum:
+            return rate(f"{self.name}_count", *self.matchers)
+        # OpenMetrics, which Prometheus prefers, has no count without a sum.
+        return rate(f"{self.name}_bucket", 'le="+Inf"', *self.matchers)
 
     def level(self, by: Sequence[str]) -> str:
         """What a line of a counter or gauge panel shows."""
@@ -195,7 +199,8 @@ def _variables(plan: Plan) -> tuple[Variable, ...]:
         for rule in table.labels:
             if rule.decoder in _CHOOSABLE:
                 instrument = table.metrics[0].instrument
-                suffix = "_count" if instrument.kind is Kind.HISTOGRAM else ""
+                counted = "_count" if instrument.has_sum else "_bucket"
+                suffix = counted if instrument.kind is Kind.HISTOGRAM else ""
                 found.setdefault(_label(rule), Variable(_label(rule), instrument.prometheus_name + suffix))
     return tuple(found.values())[:_VARIABLES]
 
