@@ -38,6 +38,10 @@ bench: set-up-test ## Measure; prints the table and writes build/bench.json
 vm: set-up-test $(STAMPS)/system-vm ## Boot the kernels, run the kernel tests in each; writes docs/kernels.md
 	@packaging/setup/as-root $(BIN)/python -m tests.vm
 
+.PHONY: vm-install
+vm-install: set-up-test $(STAMPS)/system-vm ## Install the Debian package on Debian 12 and 13, upgrade, crash, purge; writes docs/install.md
+	@packaging/setup/as-root $(BIN)/python -m tests.vm.install
+
 .PHONY: set-up
 set-up: $(STAMPS)/system-run $(STAMPS)/native build/catalog/index.json
 

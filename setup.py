@@ -55,7 +55,7 @@ class BuildWithShare(build_py):
         for name, source in SHARED.items():
             target = share / name
             if source.is_dir():
-                shutil.copytree(source, target, dirs_exist_ok=True)
+                shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*lock"))
             elif source.is_file():
                 if name == "include":
                     target = target / source.name

@@ -17,6 +17,7 @@ Needs what ``packaging/setup/system-packages package`` installs, and for another
 from __future__ import annotations
 
 import argparse
+import fcntl
 import hashlib
 import os
 import re
@@ -489,10 +490,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--release", default=mine, help=f"{' or '.join(PYTHONS)}; default: this machine's")
     parser.add_argument("--rooted", action="store_true", help="in a root of its own even for this machine's release")
     options = parser.parse_args(arguments)
+    BUILD.mkdir(parents=True, exist_ok=True)
     try:
-        package = Package(Target(options.release, rooted=options.rooted or options.release != mine), commit_time())
-        package.fill()
-        made = package.close()
+        # Two at a time would write to the same folders.
+        with (BUILD / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            package = Package(Target(options.release, rooted=options.rooted or options.release != mine), commit_time())
+            package.fill()
+            made = package.close()
     except BuildError as error:
         say(str(error))
         return 1
