@@ -67,6 +67,8 @@ ExecStopPost=/usr/bin/systemctl --force --force poweroff
 WantedBy=default.target
 """
 CASE_TIMEOUT_S = 420.0
+#: It installs; without it there is nothing to look at.
+FIRST_CASE = "installing_it_is_enough_for_a_scrape"
 
 TRACEPOINT = """
 MAP(counter_opens, ARRAY, 1, u32, u64);
@@ -164,7 +166,9 @@ class Guests:
         self.disks.make(image, stage, spare_mib=16, keep=1)
         return image
 
-    def boot(self, release: str, cases: Sequence[str], package: Path) -> tuple[machine.Account, dict[str, tuple[float, str]]]:
+    def boot(
+        self, release: str, cases: Sequence[str], package: Path
+    ) -> tuple[machine.Account, dict[str, tuple[float, str]]]:
         """Run the scenario on a release; its account and its figures."""
         kernel = self.shelf.kernel(RELEASES[release])
         root, tree = self.root(release)
@@ -194,11 +198,11 @@ class Guests:
                     say(f"{release}: {event['outcome']} {event['case']}: {words[:400]}")
 
         say(f"{release}: booting {kernel.release}")
-        account, deaths = machine.boot_twice(
-            lambda number: machine.boot(
-                guest, logs / f"console-{number}.log", case_timeout_s=CASE_TIMEOUT_S, heard=heard
-            )
-        )
+
+        def once(number: int) -> machine.Account:
+            return machine.boot(guest, logs / f"console-{number}.log", case_timeout_s=CASE_TIMEOUT_S, heard=heard)
+
+        account, deaths = machine.boot_twice(once)
         for words in deaths:
             say(f"{release}: a guest died before its cases: {words}")
         stories = [f"=== {name}\n{text}" for name, text in account.details.items()]
@@ -286,8 +290,7 @@ def main(arguments: list[str]) -> int:
         with alone(BUILD / "vm" / "lock"):
             guests = Guests()
             for release in options.release or RELEASES:
-                # The first case installs; without it there is nothing to look at.
-                cases = ["installing_it_is_enough_for_a_scrape", *options.case] if options.case else []
+                cases = [FIRST_CASE, *options.case] if options.case else []
                 account, figures = guests.boot(release, cases, options.package or guests.package(release))
                 found = account.results()
                 failed = sorted(name for name, (outcome, _) in found.items() if outcome != "passed")
