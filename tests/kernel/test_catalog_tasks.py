@@ -33,7 +33,7 @@ def text_of(record: dict[str, int], name: str) -> str:
 def test_processes_ended_for_want_of_memory_are_counted_by_their_group(cflags: tuple[str, ...]) -> None:
     """Four processes take more than their group may have; the kernel's own count and their parent agree."""
     with (
-        workload.memory_limited_group("skep-oom", 48 << 20) as (files, group_id, ended),
+        workload.memory_limited_group("skep-oom", 32 << 20) as (files, group_id, ended),
         loaded(shipped("oom-kills", *cflags)) as program,
     ):
         signals = [workload.use_memory_until_killed(files) for _ in range(4)]

@@ -157,7 +157,7 @@ def work(kept: contextlib.ExitStack) -> None:
     for _ in range(REFUSED):
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", 1))
-    with workload.memory_limited_group("skep-image", 48 << 20) as (files, _, _):
+    with workload.memory_limited_group("skep-image", 32 << 20) as (files, _, _):
         for _ in range(KILLS):
             assert workload.use_memory_until_killed(files) == signal.SIGKILL
     refused = (
