@@ -18,7 +18,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _cleanup(_args: argparse.Namespace) -> int:
-    from exporter.kernel import sweep  # noqa: PLC0415
+    from exporter.kernel import sweep
 
     for left in sweep():
         print(f"removed filter {left.name!r} from {left.direction} of interface {left.ifindex}")
