@@ -30,7 +30,11 @@ enum skep_decoder {
 	SKEP_SLOW = 15, /* asks the resolver, through the cache */
 };
 
-enum { SKEP_RULE_SIGNED = 1, SKEP_RULE_MAGNITUDE = 2 /* -2 and 2 mean the same (errno) */ };
+enum {
+	SKEP_RULE_SIGNED = 1,
+	SKEP_RULE_MAGNITUDE = 2, /* -2 and 2 mean the same (errno) */
+	SKEP_RULE_NATURAL = 4,   /* negative: no such label */
+};
 
 struct skep_span {
 	uint32_t offset; /* in the pool */

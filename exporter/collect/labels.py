@@ -42,11 +42,12 @@ ATTRIBUTE_OF_LOG = 0x32
 
 # Numbers are shared with ``enum skep_decoder`` in labels.h.
 _CODES = {
-    "uint": 0, "int": 1, "bool": 2, "float": 3, "hex": 4, "string": 5, "bytes": 6, "enum": 7, "errno": 7, "syscall": 7,
-    "signal": 7, "ipv4": 8, "ipv6": 9, "ip": 10, "port": 11, "port_be": 12, "duration": 13, "time": 14,
+    "uint": 0, "int": 1, "natural": 1, "bool": 2, "float": 3, "hex": 4, "string": 5, "bytes": 6, "enum": 7, "errno": 7,
+    "syscall": 7, "signal": 7, "ipv4": 8, "ipv6": 9, "ip": 10, "port": 11, "port_be": 12, "duration": 13, "time": 14,
 } | dict.fromkeys(SLOW, 15)  # fmt: skip
 _SIGNED = 1
 _MAGNITUDE = 2
+_NATURAL = 4
 _U64 = (1 << 64) - 1
 _WIDE = {"uint", "int", "hex"}
 _SIZES = {"float": (32, 64), "ipv4": (32,), "ipv6": (32, 128), "ip": (32, 128)}
@@ -148,6 +149,9 @@ def label_value(
         case "uint" | "int":
             value = integer(data, rule, signed=rule.decoder == "int")
             return value if rule.size_bits <= 64 and value < 1 << 63 else str(value)
+        case "natural":
+            value = integer(data, rule, signed=True)
+            return value if value >= 0 else ""
         case "port":
             return integer(data, rule, signed=False)
         case "port_be":
@@ -345,10 +349,12 @@ def compile_labels(
         _check(rule, size, subject)
         flags, first = 0, len(table)
         by_table = _CODES[rule.decoder] == _CODES["enum"]
-        if rule.decoder == "int" or (rule.signed and (by_table or rule.decoder == "duration")):
+        if rule.decoder in ("int", "natural") or (rule.signed and (by_table or rule.decoder == "duration")):
             flags |= _SIGNED
         if rule.decoder == "errno":
             flags |= _MAGNITUDE
+        if rule.decoder == "natural":
+            flags |= _NATURAL
         if by_table:
             texts = table_of(rule, enums, machine)
             table += [(value, pool.add(texts[value].encode())) for value in sorted(texts)]

@@ -61,6 +61,7 @@ _INTEGER_DECODERS = frozenset(
         "device",
         "interface",
         "ksym",
+        "natural",
         "port",
     }
     | {"cgroup", "cgroup.unit", "cgroup.slice", "cgroup.container", "cgroup.pod"}

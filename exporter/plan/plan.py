@@ -14,15 +14,15 @@ from exporter.model import Instrument, Scope
 DECODERS: frozenset[str] = frozenset(
     {
         "uint", "int", "bool", "float", "hex", "string", "bytes", "enum", "ipv4", "ipv6", "ip", "port", "port_be",
-        "duration", "time", "errno", "syscall", "signal", "uid", "device", "interface", "ksym",
+        "duration", "time", "errno", "syscall", "signal", "uid", "device", "interface", "ksym", "natural",
         "cgroup", "cgroup.unit", "cgroup.slice", "cgroup.container", "cgroup.pod",
     }
 )  # fmt: skip
 """Names of label decoders.
 
 ``duration`` gives seconds from ns, ``time`` RFC 3339 from ``bpf_ktime_get_ns``,
-``port_be`` swaps network order, ``ip`` is 4 or 16 bytes, ``device`` a kernel
-``dev_t`` (major << 20 | minor). An empty result means: no such label.
+``natural`` is an integer that is none when it is negative, ``port_be`` swaps network order, ``ip``
+is 4 or 16 bytes, ``device`` a kernel ``dev_t`` (major << 20 | minor). An empty result means: no such label.
 """
 
 

@@ -175,8 +175,8 @@ def test_process_exits_are_counted_by_status_to_the_last() -> None:
         (EXITED, 0, 0): 21,
         (EXITED, 3, 0): 50,
         (EXITED, 255, 0): 7,
-        (KILLED, 0, signal.SIGTERM): 30,
-        (KILLED, 0, signal.SIGKILL): 5,
+        (KILLED, -1, signal.SIGTERM): 30,
+        (KILLED, -1, signal.SIGKILL): 5,
     }
     assert rows == expected
     del expected[EXITED, 0, 0]

@@ -30,7 +30,7 @@ enum exit_reason {
 /* A key, and part of a record: the labels are named so that both show them alike. */
 struct end {
 	enum exit_reason reason SKEP_LABEL("reason");
-	__u16 code SKEP_LABEL("code"); /* 0 where a signal ended it */
+	__s16 code SKEP_LABEL_AS("code", "natural"); /* -1, of none, where a signal ended it */
 	__u16 signal SKEP_LABEL_AS("signal", "signal"); /* 0, of none, gives no label */
 	cgroup_id group SKEP_LABEL_AS("cgroup", "cgroup") SKEP_LABEL_AS("unit", "cgroup.unit");
 };
@@ -106,7 +106,7 @@ int on_exit(__u64 *ctx)
 	status = task->signal->flags & SIGNAL_GROUP_EXIT ? task->signal->group_exit_code :
 							   task->group_leader->exit_code;
 	end.signal = status & STATUS_SIGNAL;
-	end.code = status >> 8 & 0xff;
+	end.code = end.signal ? -1 : status >> 8 & 0xff;
 	end.reason = !end.signal ? EXIT_REASON_EXITED : status & STATUS_DUMPED ? EXIT_REASON_DUMPED : EXIT_REASON_KILLED;
 	if (by_cgroup)
 		end.group = group_of(task);
