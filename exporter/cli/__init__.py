@@ -20,20 +20,18 @@ from typing import NoReturn
 from exporter.errors import Problems, SkepError
 
 FAMILIES = (
-    *(
-        "agent",
-        "status",
-        "run",
-        "cleanup",
-        "init",
-        "build",
-        "images",
-        "access",
-        "plan",
-        "dashboard",
-        "doctor",
-        "version",
-    ),
+    "agent",
+    "status",
+    "run",
+    "cleanup",
+    "init",
+    "build",
+    "images",
+    "access",
+    "plan",
+    "dashboard",
+    "doctor",
+    "version",
 )
 
 _STRANGERS = {
