@@ -20,19 +20,9 @@ from typing import NoReturn
 from exporter.errors import Problems, SkepError
 
 FAMILIES = (
-    "agent",
-    "status",
-    "run",
-    "cleanup",
-    "init",
-    "build",
-    "images",
-    "access",
-    "plan",
-    "dashboard",
-    "doctor",
-    "version",
-)
+    "agent", "status", "run", "cleanup", "init", "build", "images", "access", "describe", "package",
+    "plan", "dashboard", "doctor", "version",
+)  # fmt: skip
 
 _STRANGERS = {
     # Of BumbleBee, Docker and the like: what people type, and what does it here.

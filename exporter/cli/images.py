@@ -390,13 +390,13 @@ def _prune(args: argparse.Namespace) -> int:
     store = _places(args).store
     before = _blob_bytes(store)
     _print_gone(store.prune(args.keep, _in_use(store)))
-    print(f"{_size(before - _blob_bytes(store))} freed", file=sys.stderr)
+    print(f"{size_text(before - _blob_bytes(store))} freed", file=sys.stderr)
     return 0
 
 
 def _print_gone(images: Sequence[StoredImage]) -> None:
     for image in images:
-        print(f"removed {_printable(image.reference.partition('@')[0]) or '(unnamed)'}@{image.digest}")
+        print(f"removed {printable(image.reference.partition('@')[0]) or '(unnamed)'}@{image.digest}")
 
 
 def _blob_bytes(store: Store) -> int:
@@ -487,7 +487,7 @@ def read_agent_state(store: Path) -> list[dict[str, str]] | None:
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns two spaces apart; what a stranger's image says cannot move the terminal's cursor."""
-    cells = [list(headings), *([_printable(cell) or "-" for cell in row] for row in rows)]
+    cells = [list(headings), *([printable(cell) or "-" for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(headings))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
@@ -500,7 +500,7 @@ def _row(image: StoredImage) -> tuple[str, ...]:
         name if image.current else f"{name} (kept)",
         image.digest.short,
         ",".join(image.architectures) or ("any" if image.complete else ""),
-        _size(image.size),
+        size_text(image.size),
         image.created,
         image.pulled.partition(".")[0] + ("Z" if "." in image.pulled else ""),
     )
@@ -514,7 +514,8 @@ def _short(digest: str) -> str:
     return digest[:19] if digest.startswith("sha256:") else digest
 
 
-def _size(count: int) -> str:
+def size_text(count: int) -> str:
+    """Bytes for people."""
     value, unit = float(count), "B"
     for unit in ("B", "KiB", "MiB", "GiB"):
         if value < 1024 or unit == "GiB":
@@ -523,5 +524,6 @@ def _size(count: int) -> str:
     return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """One line of a stranger's words that cannot move the cursor."""
     return "".join(character if character.isprintable() else "?" for character in " ".join(text.split()))
