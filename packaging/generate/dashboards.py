@@ -26,8 +26,8 @@ SOURCES = ROOT / "configs" / "catalog"
 BUILT = ROOT / "build" / "catalog"
 TARGET = ROOT / "dashboards"
 
-# Nobody asked for these records: without a receiver, and of a stream that is only drained.
-UNWANTED = 'reason!~"no_receiver|disabled"'
+# Nobody asked for these records: without a receiver, of a stream that is only drained, and left out by sampling.
+UNWANTED = 'reason!~"no_receiver|disabled|sample"'
 NOT_RUNNING = 'state!="running"'
 TABLE_ROWS = 200
 
