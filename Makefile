@@ -38,6 +38,10 @@ bench: set-up-test ## Measure; prints the table and writes build/bench.json
 vm: set-up-test $(STAMPS)/system-vm ## Boot the kernels, run the kernel tests in each; writes docs/kernels.md
 	@packaging/setup/as-root $(BIN)/python -m tests.vm
 
+.PHONY: vm-install
+vm-install: set-up-test $(STAMPS)/system-vm ## Install the Debian package on Debian 12 and 13, upgrade, crash, purge; writes docs/install.md
+	@packaging/setup/as-root $(BIN)/python -m tests.vm.install
+
 .PHONY: set-up
 set-up: $(STAMPS)/system-run $(STAMPS)/native build/catalog/index.json
 
@@ -70,10 +74,17 @@ build/catalog/index.json: $(STAMPS)/native $(CATALOG)
 	@$(BIN)/python -m exporter.cli.build --catalog configs/catalog build/catalog
 	@touch $@
 
+$(STAMPS)/package: $(STAMPS)/native | $(STAMPS)/system-package
+	@$(BIN)/pip install --quiet --group package
+	@touch $@
+
 .PHONY: dist
-dist: set-up ## Build the wheel and the source archive into dist/
-	@$(BIN)/pip install --quiet build
-	@$(BIN)/python -m build
+dist: set-up $(STAMPS)/package ## Build the wheel, whole in itself, and the source archive into dist/
+	@$(BIN)/python packaging/wheel.py
+
+.PHONY: deb
+deb: set-up $(STAMPS)/package ## Build the Debian package into dist/; RELEASE=trixie for another release
+	@$(if $(RELEASE),packaging/setup/as-root) $(BIN)/python packaging/deb/build.py $(if $(RELEASE),--release $(RELEASE))
 
 .PHONY: clean
 clean: ## Remove what was built; keeps the image store

@@ -22,6 +22,7 @@ SHARED = {
     "include": ROOT / "_native" / "skep.bpf.h",
     "catalog": ROOT / "build" / "catalog",
     "dashboards": ROOT / "dashboards",
+    "templates": ROOT / "configs" / "templates",
     "agent.yaml": ROOT / "configs" / "agent.yaml",
     "agent.schema.json": ROOT / "configs" / "agent.schema.json",
 }
@@ -46,14 +47,15 @@ class BuildWithShare(build_py):
         super().run()
         if self.editable_mode:
             return
-        # Does nothing where the objects are newer than their sources, as in a source archive.
-        catalog = [sys.executable, "-m", "exporter.cli.build", "--catalog", "configs/catalog", "build/catalog"]
-        subprocess.run(catalog, cwd=ROOT, check=True)
+        # A source archive brings the objects with it, so that a wheel is made of it without clang.
+        if not ((ROOT / "PKG-INFO").is_file() and (ROOT / "build/catalog/index.json").is_file()):
+            catalog = [sys.executable, "-m", "exporter.cli.build", "--catalog", "configs/catalog", "build/catalog"]
+            subprocess.run(catalog, cwd=ROOT, check=True)
         share = Path(self.build_lib) / "exporter" / "share"
         for name, source in SHARED.items():
             target = share / name
             if source.is_dir():
-                shutil.copytree(source, target, dirs_exist_ok=True)
+                shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*lock"))
             elif source.is_file():
                 if name == "include":
                     target = target / source.name
@@ -78,7 +80,7 @@ def extensions() -> list[Extension]:
 
     return [
         extension("exporter.kernel._libbpf", "_libbpf.pyx", libraries=("bpf",)),
-        extension("exporter.kernel._reader", "_reader.pyx", "rows.c", "ring.c", "storage.c"),
+        extension("exporter.kernel._reader", "_reader.pyx", "rows.c", "ring.c", "perf.c", "storage.c"),
         extension("exporter.collect._frame", "_frame.pyx", "frame.c", "labels.c", "records.c"),
         extension("exporter.export._encode", "_encode.pyx", "encode.c"),
         extension("exporter.export._sent", "_sent.pyx", "sent.c"),
@@ -86,6 +88,8 @@ def extensions() -> list[Extension]:
 
 
 setup(
+    # A source archive leaves out all of setuptools' own build folder, which by default would be all of build/.
+    options={"build": {"build_base": "build/setuptools"}},
     ext_modules=cythonize(
         extensions(),
         build_dir="build/cython",

@@ -43,6 +43,7 @@ cdef extern from "encode.h" nogil:
         uint8_t kind
         uint8_t cell_type
         uint8_t has_sum
+        uint8_t has_count
         uint8_t exact
         int32_t exp10
         double factor
@@ -121,6 +122,7 @@ cdef class Form:
         bytes name not None,
         tuple edges not None,
         bytes bounds not None,
+        bint has_count=True,
     ):
         if not (0 <= kind <= 2 and 0 <= cell_type <= 2 and (kind == 2) == bool(edges)):
             raise ValueError(f"form {name!r}: kind {kind}, cell type {cell_type}, {len(edges)} edges")
@@ -130,6 +132,7 @@ cdef class Form:
         self.form.kind = kind
         self.form.cell_type = cell_type
         self.form.has_sum = has_sum and kind == 2
+        self.form.has_count = has_count and kind == 2
         self.form.exact = cell_type != 2 and factor == 1.0 and -22 <= exp10 <= 22
         self.form.exp10 = exp10
         self.form.factor = factor

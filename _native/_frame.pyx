@@ -97,6 +97,27 @@ cdef extern from "table.h" nogil:
         uint8_t has_slot
         skep_bits slot
         uint32_t slot_count
+    struct skep_record_op:
+        skep_value_op value
+        uint8_t has_value
+        uint8_t is_histogram
+        uint8_t has_sum
+        uint32_t sum_cell
+        uint32_t edge_first
+        uint32_t edge_count
+        uint32_t below
+    struct skep_key_span:
+        uint32_t offset
+        uint32_t len
+        uint8_t is_text
+    struct skep_record_config:
+        uint32_t record_size
+        skep_record_op *ops
+        uint32_t op_count
+        uint64_t *edges
+        skep_key_span *spans
+        uint32_t span_count
+        uint8_t *mask
     struct skep_frame_config:
         uint32_t key_size
         uint32_t value_size
@@ -104,6 +125,7 @@ cdef extern from "table.h" nogil:
         uint32_t instruments
         skep_value_op *ops
         uint32_t op_count
+        skep_record_config records
         skep_labels labels
         skep_span overflow_prometheus
         skep_span overflow_otlp
@@ -129,6 +151,8 @@ cdef extern from "table.h" nogil:
     int skep_frame_apply(skep_frame *frame, const uint8_t *keys, const uint8_t *values, uint32_t count,
                          uint32_t value_stride, uint32_t cpus)
     void skep_frame_finish(skep_frame *frame)
+    int skep_frame_add(skep_frame *frame, const uint8_t *records, size_t len, uint64_t now_ns,
+                       int64_t realtime_minus_monotonic_ns)
     const skep_frame_view *skep_frame_see(skep_frame *frame)
     uint32_t skep_frame_live(const skep_frame *frame)
     uint64_t skep_frame_rows(const skep_frame *frame)
@@ -148,6 +172,10 @@ cdef extern from "stream.h" nogil:
         uint64_t events_per_s
         uint64_t sample_one_in
         uint8_t enabled
+        uint8_t measured
+        uint8_t tail_size
+        uint32_t tail_offset
+        skep_label_rule tail
         skep_resolve_fn resolve
         void *resolve_context
     struct skep_stream_counts:
@@ -157,6 +185,7 @@ cdef extern from "stream.h" nogil:
         uint64_t dropped_rate
         uint64_t dropped_disabled
         uint64_t dropped_sample
+        uint64_t measured
     struct skep_stream:
         pass
     skep_stream *skep_stream_new(const skep_stream_config *config)
@@ -270,6 +299,49 @@ cdef class Budget:
         return self.budget.used
 
 
+cdef free_records(skep_record_config *records):
+    free(records.ops)
+    free(records.edges)
+    free(records.spans)
+    free(records.mask)
+
+
+cdef fill_records(skep_record_config *records, object compiled):
+    """Copy ``tally.Compiled`` into C; what was made so far is in ``records`` if it raises."""
+    cdef bytes mask = compiled.mask
+    cdef skep_record_op *op
+    cdef uint32_t i
+    records.ops = <skep_record_op *>array(len(compiled.ops), sizeof(skep_record_op))
+    records.edges = <uint64_t *>array(len(compiled.edges), sizeof(uint64_t))
+    records.spans = <skep_key_span *>array(len(compiled.spans), sizeof(skep_key_span))
+    records.mask = <uint8_t *>array(len(mask), 1)
+    memcpy(records.mask, <const uint8_t *>mask, len(mask))
+    for i, (where, cell, cell_type, is_histogram, sum_cell, edge_first, edge_count, below) in enumerate(compiled.ops):
+        op = &records.ops[i]
+        if where is not None:
+            op.has_value = 1
+            op.value.bits = bits(where)
+        op.value.count = 1
+        op.value.cell = cell
+        op.value.cell_type = cell_type
+        op.is_histogram = is_histogram
+        if sum_cell is not None:
+            op.has_sum = 1
+            op.sum_cell = sum_cell
+        op.edge_first = edge_first
+        op.edge_count = edge_count
+        op.below = below
+    records.op_count = len(compiled.ops)
+    for i, edge in enumerate(compiled.edges):
+        records.edges[i] = edge
+    for i, (offset, size, is_text) in enumerate(compiled.spans):
+        records.spans[i].offset = offset
+        records.spans[i].len = size
+        records.spans[i].is_text = is_text
+    records.span_count = len(compiled.spans)
+    records.record_size = compiled.record_size
+
+
 cdef void drop_table(object capsule) noexcept:
     Py_DECREF(<object>PyCapsule_GetContext(capsule))
 
@@ -285,8 +357,9 @@ cdef class Table:
     cdef uint32_t key_size
     cdef uint32_t value_size
     cdef bint per_cpu
+    cdef bint from_records
 
-    def __cinit__(self, *, labels, ops, budget, ask, resolvers, key_size, value_size, cells, instruments, per_cpu,
+    def __cinit__(self, *, labels, ops, records, budget, ask, resolvers, key_size, value_size, cells, instruments, per_cpu,
                   skip_zero_rows, expire_idle, gauges, expire_after_s, start_ns):
         cdef skep_frame_config config
         cdef skep_value_op *op
@@ -325,11 +398,15 @@ cdef class Table:
                 if slot is not None:
                     op.has_slot = 1
                     op.slot = bits(slot)
+            if records is not None:
+                fill_records(&config.records, records)
+                self.from_records = config.records.record_size > 0
             self.frame = skep_frame_new(&config)
             if self.frame == NULL:
                 raise MemoryError
         except BaseException:
             free_labels(&config.labels)
+            free_records(&config.records)
             free(config.ops)
             raise
 
@@ -345,6 +422,8 @@ cdef class Table:
         cdef Py_buffer key_buffer, value_buffer
         cdef int result
         cdef uint64_t slot = value_stride // cpus if cpus else 0
+        if self.from_records:
+            raise ValueError("this table is fed with records, not with rows")
         if cpus < 1 or slot < self.value_size or (cpus > 1 and (slot % 8 or not self.per_cpu)):
             raise ValueError(f"values of {self.value_size} bytes do not fit a stride of {value_stride} for {cpus} CPUs")
         PyObject_GetBuffer(keys, &key_buffer, PyBUF_SIMPLE)
@@ -371,6 +450,26 @@ cdef class Table:
         """All rows have been brought: forget those that were not among them, expire, compact."""
         with nogil:
             skep_frame_finish(self.frame)
+
+    def add(self, records, uint64_t now_ns, int64_t realtime_minus_monotonic_ns):
+        """Count framed records; those shorter than their type are passed over."""
+        cdef Py_buffer buffer
+        cdef int result
+        if not self.from_records:
+            raise ValueError("this table is fed with rows, not with records")
+        PyObject_GetBuffer(records, &buffer, PyBUF_SIMPLE)
+        try:
+            with nogil:
+                result = skep_frame_add(self.frame, <const uint8_t *>buffer.buf, <size_t>buffer.len, now_ns,
+                                        realtime_minus_monotonic_ns)
+        finally:
+            PyBuffer_Release(&buffer)
+        if result == -1:
+            raise MemoryError
+        if result == -2:
+            self.resolver.raise_kept()
+        if result:
+            raise ValueError("records are not framed as record.h says")
 
     def view(self):
         """A capsule ``skep.frame_view``; it keeps the table alive."""
@@ -429,7 +528,7 @@ cdef class Stream:
     cdef Resolver resolver
 
     def __cinit__(self, *, labels, ask, resolvers, record_size, time, severity, event_name, json_name, events_per_s,
-                  sample_one_in, enabled):
+                  sample_one_in, enabled, measured, tail):
         cdef skep_stream_config config
         memset(&config, 0, sizeof(config))
         self.resolver = Resolver(ask, resolvers)
@@ -442,6 +541,12 @@ cdef class Stream:
         config.events_per_s = events_per_s
         config.sample_one_in = sample_one_in
         config.enabled = enabled
+        config.measured = measured
+        if tail is not None:
+            config.tail.decoder, config.tail_offset, config.tail_size = tail[:3]
+            config.tail.offset_bits = config.tail_offset * 8
+            config.tail.otlp = span(tail[3])
+            config.tail.json = span(tail[4])
         config.resolve = resolve
         config.resolve_context = <void *>self.resolver
         try:
@@ -457,7 +562,8 @@ cdef class Stream:
         skep_stream_free(self.stream)
 
     def decode(self, records, uint64_t now_ns, int64_t realtime_minus_monotonic_ns, bint otlp, bint json):
-        """``(received, exported, failed, dropped by rate, as disabled, by sampling, OTLP bytes, JSON bytes)``."""
+        """``(received, exported, failed, dropped by rate, as disabled, by sampling, measured only, OTLP bytes,
+        JSON bytes)``."""
         cdef Py_buffer buffer
         cdef skep_buf otlp_out, json_out
         cdef skep_stream_counts counts
@@ -479,7 +585,7 @@ cdef class Stream:
                 raise ValueError("records are not framed as record.h says")
             return (
                 counts.received, counts.exported, counts.failed, counts.dropped_rate, counts.dropped_disabled,
-                counts.dropped_sample,
+                counts.dropped_sample, counts.measured,
                 PyBytes_FromStringAndSize(<const char *>otlp_out.data, <Py_ssize_t>otlp_out.len),
                 PyBytes_FromStringAndSize(<const char *>json_out.data, <Py_ssize_t>json_out.len),
             )

@@ -7,12 +7,15 @@ so links are never destroyed here: their descriptors are handed out, and a
 program stays attached for as long as somebody holds one.
 """
 
-from libc.errno cimport EINVAL, ENOENT, errno
+from libc.errno cimport EINVAL, ENOENT, EOPNOTSUPP, errno
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 
 cimport libbpf
+
+cdef enum:
+    _PERF_EVENT_ARRAY = 4  # of enum bpf_map_type
 
 cdef extern from "log.h" nogil:
     int skep_log_print(int level, const char *format, ...)
@@ -23,7 +26,9 @@ cdef extern from *:
     #include <fcntl.h>
     #include <linux/if_link.h>
     #include <linux/perf_event.h>
+    #include <bpf/bpf.h>
     #include <signal.h>
+    #include <sys/ioctl.h>
     #include <sys/prctl.h>
     #include <sys/syscall.h>
     #include <unistd.h>
@@ -36,6 +41,11 @@ cdef extern from *:
         errno = ENOSYS;
         return -1;
     #endif
+    }
+
+    static void skep_close(int fd)
+    {
+        close(fd);
     }
 
     static int skep_duplicate(int fd)
@@ -57,16 +67,55 @@ cdef extern from *:
 
         return syscall(__NR_perf_event_open, &attr, pid, cpu, -1, PERF_FLAG_FD_CLOEXEC);
     }
+
+    static int skep_perf_event_set_bpf(int perf_fd, int program_fd)
+    {
+        return ioctl(perf_fd, PERF_EVENT_IOC_SET_BPF, program_fd);
+    }
+
+    static void skep_netfilter(struct bpf_link_create_opts *opts, unsigned family, unsigned hook, int priority)
+    {
+        opts->netfilter.pf = family;
+        opts->netfilter.hooknum = hook;
+        opts->netfilter.priority = priority;
+    }
+
+    static int skep_section(const char *section, int *program_type, int *attach_type)
+    {
+        enum bpf_prog_type type;
+        enum bpf_attach_type attach;
+        int error = libbpf_prog_type_by_name(section, &type, &attach);
+
+        if (!error) {
+            *program_type = type;
+            *attach_type = attach;
+        }
+        return error;
+    }
+
+    /* return 0 */
+    static const struct bpf_insn skep_nothing[] = {
+        { .code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = BPF_REG_0 },
+        { .code = BPF_JMP | BPF_EXIT },
+    };
     """
     int skep_close_from(unsigned int first) nogil
+    void skep_close(int fd) nogil
     int skep_duplicate(int fd) nogil
     int skep_die_with_parent() nogil
     int skep_perf_event(unsigned int type, unsigned long long config, unsigned long long sample, bint by_frequency,
                         int pid, int cpu) nogil
+    int skep_perf_event_set_bpf(int perf_fd, int program_fd) nogil
+    void skep_netfilter(libbpf.bpf_link_create_opts *opts, uint32_t family, uint32_t hook, int priority) nogil
+    int skep_section(const char *section, int *program_type, int *attach_type) nogil
+    const libbpf.bpf_insn skep_nothing[2]
     const uint32_t XDP_FLAGS_SKB_MODE
 
-# BPF_TRACE_UPROBE_MULTI of enum bpf_attach_type; the headers of Linux 6.1 that we may be built with lack it.
-cdef int UPROBE_MULTI = 48
+# Of enum bpf_attach_type; the headers that we may be built with lack the newer ones.
+KPROBE_MULTI = 42
+UPROBE_MULTI = 48
+XDP = 37
+XDP_GENERIC_FLAG = XDP_FLAGS_SKB_MODE
 
 
 cdef str _text(const char *name):
@@ -92,19 +141,95 @@ def die_with_parent():
 
 
 def setup():
-    """Send libbpf's messages to descriptor 2 and teach it the sections it does not know.
-
-    Returns nothing; ``perf_event/…`` and ``xdp/…`` then name their program type, and
-    what stands behind the slash is read by ``attach.py``.
-    """
+    """Send libbpf's messages to descriptor 2."""
     libbpf_set_print(skep_log_print)
-    for section, program_type, attach_type in (
-        (b"perf_event+", libbpf.BPF_PROG_TYPE_PERF_EVENT, 0),
-        (b"xdp/", libbpf.BPF_PROG_TYPE_XDP, libbpf.BPF_XDP),
-    ):
-        error = libbpf.libbpf_register_prog_handler(section, program_type, attach_type, NULL)
-        if error < 0:
-            raise OSError(-error, f"registering section {section.decode()!r}")
+
+
+def knows_section(str section):
+    """Whether libbpf gives programs of this section a type by itself."""
+    cdef int program_type, attach_type
+    return skep_section(section.encode(), &program_type, &attach_type) == 0
+
+
+def learn_section(str section, str like):
+    """Have programs of a section, spelled exactly so, be of the type that those of section ``like`` are."""
+    cdef int program_type, attach_type
+    cdef int error = skep_section(like.encode(), &program_type, &attach_type)
+    if not error:
+        error = min(0, libbpf.libbpf_register_prog_handler(section.encode(), program_type, attach_type, NULL))
+    if error:
+        raise OSError(-error, f"registering section {section!r}")
+
+
+def has_kprobe_multi():
+    """Whether this kernel attaches kprobes by a multi link (Linux 5.18 with CONFIG_FPROBE)."""
+    cdef libbpf.bpf_prog_load_opts load
+    cdef libbpf.bpf_link_create_opts link
+    cdef int program, fd
+    memset(&load, 0, sizeof(load))
+    memset(&link, 0, sizeof(link))
+    load.sz = sizeof(load)
+    link.sz = sizeof(link)
+    load.expected_attach_type = KPROBE_MULTI
+    program = libbpf.bpf_prog_load(libbpf.BPF_PROG_TYPE_KPROBE, NULL, b"GPL", skep_nothing, 2, &load)
+    if program < 0:
+        return False
+    # To no function: a kernel that can finds the arguments invalid, one built without says that it cannot.
+    fd = libbpf.bpf_link_create(program, 0, KPROBE_MULTI, &link)
+    skep_close(program)
+    if fd >= 0:
+        skep_close(fd)
+    return fd == -EINVAL
+
+
+def attach_perf_event(int program_fd, int perf_fd):
+    """Run a program at each sample of a perf event; the event's descriptor is taken.
+
+    Returns:
+        What keeps it attached: a link, or before Linux 5.15 the event itself.
+    """
+    cdef int fd = libbpf.bpf_link_create(program_fd, perf_fd, libbpf.BPF_PERF_EVENT, NULL)
+    if fd >= 0:
+        skep_close(perf_fd)
+        return fd
+    if not skep_perf_event_set_bpf(perf_fd, program_fd):
+        return perf_fd
+    number = errno
+    skep_close(perf_fd)
+    raise OSError(number, "attaching to the perf event")
+
+
+def pinned_map(str path):
+    """Type, key size, value size, entries and flags of a map in the BPF file system."""
+    cdef libbpf.bpf_map_info info
+    cdef uint32_t size = sizeof(info)
+    cdef int fd = libbpf.bpf_obj_get(path.encode())
+    if fd < 0:
+        raise OSError(-fd, f"opening the pinned map {path!r}")
+    memset(&info, 0, sizeof(info))
+    error = libbpf.bpf_map_get_info_by_fd(fd, &info, &size)
+    skep_close(fd)
+    if error:
+        raise OSError(-error, f"{path!r} is no map")
+    return {
+        "type": info.type, "key_size": info.key_size, "value_size": info.value_size,
+        "max_entries": info.max_entries, "flags": info.map_flags,
+    }
+
+
+def kernel_types(names):
+    """Those of ``(kind, name)`` that the kernel's own BTF has, kind ``function`` or ``typedef``."""
+    cdef libbpf.btf *types = libbpf.btf__load_vmlinux_btf()
+    kinds = {"function": libbpf.BTF_KIND_FUNC, "typedef": libbpf.BTF_KIND_TYPEDEF}
+    if types == NULL:
+        raise OSError(errno, "reading the kernel's BTF")
+    try:
+        return {
+            (kind, name) for kind, name in names
+            if libbpf.btf__find_by_name_kind(types, name.encode(), kinds[kind]) > 0
+        }
+    finally:
+        libbpf.btf__free(types)
 
 
 def kernel_enums(names):
@@ -273,11 +398,22 @@ cdef class Program:
         if error:
             raise OSError(-error, f"setting the attach target {function!r}")
 
-    def set_uprobe_multi(self):
-        """Before load: attach by a uprobe-multi link (since Linux 6.6)."""
-        cdef int error = libbpf.bpf_program__set_expected_attach_type(self.handle, UPROBE_MULTI)
+    @property
+    def attach_type(self):
+        """The number of ``enum bpf_attach_type`` it is, or will be, loaded for."""
+        return libbpf.bpf_program__expected_attach_type(self.handle)
+
+    def set_attach_type(self, int attach_type):
+        """Before load: what it will be attached as, a number of ``enum bpf_attach_type``."""
+        cdef int error = libbpf.bpf_program__set_expected_attach_type(self.handle, attach_type)
         if error:
-            raise OSError(-error, "choosing a multi-uprobe link")
+            raise OSError(-error, f"choosing attach type {attach_type}")
+
+    def add_flags(self, uint32_t flags):
+        """Before load: flags of BPF_PROG_LOAD beside those it has."""
+        cdef int error = libbpf.bpf_program__set_flags(self.handle, libbpf.bpf_program__flags(self.handle) | flags)
+        if error:
+            raise OSError(-error, f"setting flags {flags}")
 
     def attach(self):
         """Attach as the section says."""
@@ -304,15 +440,24 @@ cdef class Program:
             libbpf.bpf_program__attach_kprobe_opts(self.handle, encoded, &opts),
         )
 
-    def attach_kprobe_multi(self, str pattern, *, bint retprobe):
+    def attach_kprobe_multi(self, str pattern, *, bint one, bint retprobe):
+        """``one``: the pattern is the name of one function, else libbpf's pattern with ``*`` and ``?``."""
         cdef libbpf.bpf_kprobe_multi_opts opts
+        cdef const char *symbols[1]
+        cdef const char *function_pattern = NULL
         memset(&opts, 0, sizeof(opts))
         opts.sz = sizeof(opts)
         opts.retprobe = retprobe
         encoded = pattern.encode()
+        if one:
+            symbols[0] = encoded
+            opts.syms = symbols
+            opts.cnt = 1
+        else:
+            function_pattern = encoded
         return self._linked(
-            f"attaching to functions {pattern!r}",
-            libbpf.bpf_program__attach_kprobe_multi_opts(self.handle, encoded, &opts),
+            f"attaching to {'function' if one else 'functions'} {pattern!r}",
+            libbpf.bpf_program__attach_kprobe_multi_opts(self.handle, function_pattern, &opts),
         )
 
     def attach_uprobe(self, str binary, str symbol, *, size_t offset, bint retprobe, int pid):
@@ -370,28 +515,24 @@ cdef class Program:
             libbpf.bpf_program__attach_raw_tracepoint(self.handle, encoded),
         )
 
-    def attach_perf_event(self, int perf_fd):
-        """The perf event's descriptor is libbpf's from here on."""
+    def attach_netns(self, int netns_fd):
         return self._linked(
-            "attaching to the perf event",
-            libbpf.bpf_program__attach_perf_event(self.handle, perf_fd),
+            "attaching to the network namespace",
+            libbpf.bpf_program__attach_netns(self.handle, netns_fd),
         )
 
-    def attach_tcx(self, int ifindex):
-        return self._linked(
-            f"attaching to traffic of interface {ifindex}",
-            libbpf.bpf_program__attach_tcx(self.handle, ifindex, NULL),
-        )
-
-    def attach_xdp(self, int ifindex, *, bint generic):
-        """By the driver if it can, or, ``generic``, by the kernel above it."""
+    def attach_link(self, str doing, int target, int attach_type, *, uint32_t flags=0, netfilter=None):
+        """Make a link to ``target`` (an interface's index), or ``netfilter``: family, hook and priority."""
         cdef libbpf.bpf_link_create_opts opts
+        cdef int fd
         memset(&opts, 0, sizeof(opts))
         opts.sz = sizeof(opts)
-        opts.flags = XDP_FLAGS_SKB_MODE if generic else 0
-        cdef int fd = libbpf.bpf_link_create(self.fd, ifindex, libbpf.BPF_XDP, &opts)
+        opts.flags = flags
+        if netfilter is not None:
+            skep_netfilter(&opts, netfilter[0], netfilter[1], netfilter[2])
+        fd = libbpf.bpf_link_create(self.fd, target, attach_type, &opts)
         if fd < 0:
-            raise OSError(-fd, f"attaching to packets of interface {ifindex}")
+            raise OSError(-fd, doing)
         return fd
 
     cdef object _linked(self, str doing, libbpf.bpf_link *link):
@@ -455,10 +596,11 @@ cdef class Map:
         return fd
 
     def clear_sizes(self):
-        """Before load: no key and no value, as a ring buffer must be created."""
-        cdef int error = libbpf.bpf_map__set_value_size(self.handle, 0)
+        """Before load: no key and no value, as a ring buffer must be created; of a perf event array, descriptors."""
+        cdef uint32_t size = 4 if <int>libbpf.bpf_map__type(self.handle) == _PERF_EVENT_ARRAY else 0
+        cdef int error = libbpf.bpf_map__set_value_size(self.handle, size)
         if not error:
-            error = libbpf.bpf_map__set_key_size(self.handle, 0)
+            error = libbpf.bpf_map__set_key_size(self.handle, size)
         if error:
             raise OSError(-error, "clearing a map's value size")
 
@@ -467,11 +609,19 @@ cdef class Map:
         if error:
             raise OSError(-error, f"setting a map's max_entries to {max_entries}")
 
-    def forget_pin(self):
-        """Before load: share nothing through the BPF file system, whatever the object says."""
-        cdef int error = libbpf.bpf_map__set_pin_path(self.handle, NULL)
+    @property
+    def flags(self):
+        return libbpf.bpf_map__map_flags(self.handle)
+
+    def set_pin(self, str path):
+        """Before load: share it through the BPF file system, or with ``""`` do not, whatever the object says."""
+        encoded = path.encode()
+        cdef const char *where = NULL
+        if path:
+            where = encoded
+        cdef int error = libbpf.bpf_map__set_pin_path(self.handle, where)
         if error:
-            raise OSError(-error, "clearing a map's pin path")
+            raise OSError(-error, f"setting a map's pin path to {path!r}")
 
 
 cdef Map _map(Object owner, libbpf.bpf_map *handle):
@@ -479,3 +629,165 @@ cdef Map _map(Object owner, libbpf.bpf_map *handle):
     map.owner = owner
     map.handle = handle
     return map
+
+
+# ---- What this kernel does, by trying it: for `skep doctor`, in a process of its own ----
+
+cdef extern from *:
+    """
+    #include <bpf/bpf.h>
+    #include <bpf/libbpf.h>
+
+    /* The least program there is, of a type that attaches to a kernel function or tracepoint by its BTF, or to many. */
+    static int skep_try_load(int type, int attach_type, const char *target, char *log, size_t log_size)
+    {
+        struct bpf_insn insns[] = {
+            { .code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = BPF_REG_0, .imm = 0 },
+            { .code = BPF_JMP | BPF_EXIT },
+        };
+        LIBBPF_OPTS(bpf_prog_load_opts, opts, .expected_attach_type = (enum bpf_attach_type)attach_type);
+
+        log[0] = 0;
+        if (target) {
+            int id = libbpf_find_vmlinux_btf_id(target, (enum bpf_attach_type)attach_type);
+
+            if (id < 0)
+                return id;
+            opts.attach_btf_id = id;
+            opts.log_buf = log;
+            opts.log_size = log_size;
+            opts.log_level = 1;
+        }
+        return bpf_prog_load((enum bpf_prog_type)type, "skep_doctor", "GPL", insns, 2, &opts);
+    }
+
+    static int skep_try_kprobe_multi(int fd, const char *function)
+    {
+        LIBBPF_OPTS(bpf_link_create_opts, opts, .kprobe_multi.syms = &function, .kprobe_multi.cnt = 1);
+
+        return bpf_link_create(fd, 0, (enum bpf_attach_type)42 /* BPF_TRACE_KPROBE_MULTI */, &opts);
+    }
+
+    /* libbpf's own question: a kernel that knows the link looks at the path, which cannot be probed. */
+    static int skep_try_uprobe_multi(int fd)
+    {
+        unsigned long offset = 0;
+        LIBBPF_OPTS(bpf_link_create_opts, opts, .uprobe_multi.path = "/", .uprobe_multi.offsets = &offset,
+                    .uprobe_multi.cnt = 1);
+
+        return bpf_link_create(fd, -1, (enum bpf_attach_type)48 /* BPF_TRACE_UPROBE_MULTI */, &opts);
+    }
+
+    static int skep_try_perf(unsigned type, unsigned long long config, const char *text, unsigned long long offset,
+                             int pid, int cpu)
+    {
+        struct perf_event_attr attr = {
+            .type = type, .size = sizeof(attr), .config = config, .disabled = 1,
+        };
+        int fd;
+
+        if (text) {
+            attr.config1 = (unsigned long)text;
+            attr.config2 = offset;
+        } else {
+            attr.sample_period = 1000000000;
+        }
+        fd = syscall(__NR_perf_event_open, &attr, pid, cpu, -1, PERF_FLAG_FD_CLOEXEC);
+        return fd < 0 ? -errno : fd;
+    }
+    """
+    int skep_try_load(int type, int attach_type, const char *target, char *log, size_t log_size) nogil
+    int skep_try_kprobe_multi(int fd, const char *function) nogil
+    int skep_try_uprobe_multi(int fd) nogil
+    int skep_try_perf(unsigned int type, unsigned long long config, const char *text, unsigned long long offset,
+                      int pid, int cpu) nogil
+    int libbpf_probe_bpf_prog_type(int type, const void *opts) nogil
+    int libbpf_probe_bpf_map_type(int type, const void *opts) nogil
+    int libbpf_probe_bpf_helper(int type, int helper, const void *opts) nogil
+    int bpf_raw_tracepoint_open(const char *name, int program_fd) nogil
+
+
+def be_quiet():
+    """Let libbpf say nothing: a kernel that refuses what is only tried is no news."""
+    libbpf_set_print(NULL)
+
+
+def probe_program_type(int type):
+    """Whether the kernel loads programs of a type: 1, 0, or a negative errno where that cannot be told."""
+    cdef int found
+    with nogil:
+        found = libbpf_probe_bpf_prog_type(type, NULL)
+    return found
+
+
+def probe_map_type(int type):
+    """Whether the kernel makes maps of a type: 1, 0, or a negative errno where that cannot be told."""
+    cdef int found
+    with nogil:
+        found = libbpf_probe_bpf_map_type(type, NULL)
+    return found
+
+
+def probe_helper(int type, int helper):
+    """Whether programs of a type may call a helper: 1, 0, or a negative errno where that cannot be told."""
+    cdef int found
+    with nogil:
+        found = libbpf_probe_bpf_helper(type, helper, NULL)
+    return found
+
+
+def try_load(int type, int attach_type, str target):
+    """Load the least program of a type and return its descriptor; a ``target`` is found in the kernel's BTF."""
+    cdef char log[4096]
+    cdef const char *name = NULL
+    cdef int fd
+    if target:
+        encoded = target.encode()
+        name = encoded
+    with nogil:
+        fd = skep_try_load(type, attach_type, name, log, sizeof(log))
+    if fd < 0:
+        raise OSError(-fd, "loading", _text(log))
+    return fd
+
+
+def try_raw_tracepoint(str name, int program_fd):
+    """Attach to a raw tracepoint, or without a name to what the program was loaded for; return the descriptor."""
+    cdef const char *text = NULL
+    cdef int fd
+    if name:
+        encoded = name.encode()
+        text = encoded
+    with nogil:
+        fd = bpf_raw_tracepoint_open(text, program_fd)
+    if fd < 0:
+        raise OSError(-fd, "attaching")
+    return fd
+
+
+def try_kprobe_multi(int program_fd, str function):
+    """Attach to one function through the multi link; return the descriptor."""
+    encoded = function.encode()
+    cdef int fd = skep_try_kprobe_multi(program_fd, encoded)
+    if fd < 0:
+        raise OSError(-fd, "attaching")
+    return fd
+
+
+def try_uprobe_multi(int program_fd):
+    """The errno of a multi link to what cannot be probed: EBADF where the kernel has such links."""
+    return -skep_try_uprobe_multi(program_fd)
+
+
+def try_perf_event(unsigned int type, unsigned long long config, str text, unsigned long long offset, int pid, int cpu):
+    """Open a perf event that counts nothing yet; ``text`` is a probe's function or file. Return the descriptor."""
+    cdef const char *words = NULL
+    cdef int fd
+    if text:
+        encoded = text.encode()
+        words = encoded
+    with nogil:
+        fd = skep_try_perf(type, config, words, offset, pid, cpu)
+    if fd < 0:
+        raise OSError(-fd, "opening the event")
+    return fd

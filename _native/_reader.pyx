@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rows and records out of the kernel without a Python object per row; see ``rows.h`` and ``ring.h``.
 
+What a program has used, and the switch that makes the kernel measure it, are at the end.
+
 Descriptors are borrowed: who opened them closes them, and keeps them open while
 a call is inside.
 """
@@ -17,6 +19,7 @@ cdef extern from "rows.h" nogil:
         pass
     int skep_walk_open(skep_walk *walk, uint32_t key_size, uint64_t max_entries, int trie, int ends_early)
     void skep_walk_close(skep_walk *walk)
+    int64_t skep_queue_take(int fd, uint32_t value_size, uint32_t room, uint8_t *out)
     int64_t skep_walk_rows(skep_walk *walk, int fd, uint8_t *keys, uint8_t *values, uint64_t value_stride,
                            uint32_t room)
     int64_t skep_walk_sift(skep_walk *walk, int fd, uint8_t *keys, uint8_t *values, uint64_t value_stride,
@@ -54,7 +57,92 @@ cdef extern from "ring.h" nogil:
     int64_t skep_ring_measure(const skep_ring *ring, uint64_t limit, uint64_t *end)
     void skep_ring_take(skep_ring *ring, uint64_t end, uint8_t *out)
 
+cdef extern from *:
+    """
+    #include <errno.h>
+    #include <linux/bpf.h>
+    #include <stddef.h>
+    #include <string.h>
+    #include <sys/syscall.h>
+    #include <unistd.h>
+
+    static long skep_bpf(int command, union bpf_attr *attr)
+    {
+        long result = syscall(__NR_bpf, command, attr, sizeof(*attr));
+
+        return result < 0 ? -errno : result;
+    }
+
+    static int skep_program_usage(int fd, unsigned long *time_ns, unsigned long *runs,
+                                  unsigned long *misses, int *has_misses)
+    {
+        struct bpf_prog_info info;
+        union bpf_attr attr;
+        long error;
+
+        /* Zeroed: what is asked for besides the numbers (instructions, maps) is asked for by non-zero lengths. */
+        memset(&info, 0, sizeof(info));
+        memset(&attr, 0, sizeof(attr));
+        attr.info.bpf_fd = fd;
+        attr.info.info_len = sizeof(info);
+        attr.info.info = (unsigned long long)(unsigned long)&info;
+        error = skep_bpf(BPF_OBJ_GET_INFO_BY_FD, &attr);
+        if (error < 0)
+            return error;
+        *time_ns = info.run_time_ns;
+        *runs = info.run_cnt;
+        *misses = info.recursion_misses;
+        /* The kernel says how much of the structure it knows; this field is since 5.12. */
+        *has_misses = attr.info.info_len >= offsetof(struct bpf_prog_info, recursion_misses) + 8;
+        return 0;
+    }
+
+    static int skep_enable_run_statistics(void)
+    {
+        union bpf_attr attr;
+
+        memset(&attr, 0, sizeof(attr));
+        attr.enable_stats.type = BPF_STATS_RUN_TIME;
+        return skep_bpf(BPF_ENABLE_STATS, &attr);
+    }
+
+    static int skep_iter_create(int link_fd)
+    {
+        union bpf_attr attr;
+
+        memset(&attr, 0, sizeof(attr));
+        attr.iter_create.link_fd = link_fd;
+        return skep_bpf(BPF_ITER_CREATE, &attr);
+    }
+    """
+    int skep_program_usage(int fd, uint64_t *time_ns, uint64_t *runs, uint64_t *misses, int *has_misses) nogil
+    int skep_enable_run_statistics() nogil
+    int skep_iter_create(int link_fd) nogil
+
+cdef extern from "perf.h" nogil:
+    struct skep_perf:
+        int fd
+        uint64_t size
+    int skep_perf_open(skep_perf *perf, int map_fd, uint32_t cpu, uint64_t size, uint32_t watermark)
+    void skep_perf_close(skep_perf *perf)
+    uint64_t skep_perf_used(const skep_perf *perf)
+    uint64_t skep_perf_lost(const skep_perf *perf)
+    int64_t skep_perf_measure(const skep_perf *perf, uint64_t limit, uint64_t *end)
+    void skep_perf_take(skep_perf *perf, uint64_t end, uint8_t *out)
+
+cdef extern from "record.h" nogil:
+    uint64_t SKEP_RECORD_STEP(uint64_t length)
+
 ENOTSUPP = SKEP_ENOTSUPP
+
+
+def open_iterator(int link_fd):
+    """A descriptor whose reading runs an iterator from its beginning; the caller's."""
+    cdef int fd = skep_iter_create(link_fd)
+    if fd < 0:
+        raise _refusal(fd, "starting an iterator")
+    return fd
+
 
 # A batch of wide per-CPU values on a large machine would otherwise ask for gigabytes.
 _CHUNK_BYTES = 16 << 20
@@ -342,3 +430,120 @@ cdef class Ring:
         with nogil:
             skep_ring_take(&self.ring, end, out)
         return records
+
+
+def program_usage(int fd):
+    """What the kernel counted of a program: ``(time_ns, runs, misses)``.
+
+    The first two grow only while the kernel measures. ``misses``: runs left out because the program was running
+    on that CPU already; None where the kernel does not count them.
+    """
+    cdef uint64_t time_ns = 0, runs = 0, misses = 0
+    cdef int has_misses = 0
+    cdef int error
+    with nogil:
+        error = skep_program_usage(fd, &time_ns, &runs, &misses, &has_misses)
+    if error:
+        raise _refusal(error, "reading what a program used")
+    return time_ns, runs, misses if has_misses else None
+
+
+def enable_run_statistics():
+    """Have the kernel measure every program for as long as the descriptor that is returned is open."""
+    cdef int fd = skep_enable_run_statistics()
+    if fd < 0:
+        raise _refusal(fd, "enabling BPF statistics")
+    return fd
+
+
+cdef class PerfBuffer:
+    """One CPU's buffer of a perf event array, opened and put into the array.
+
+    The array keeps it for as long as the array's own descriptor is open. One thread at a time,
+    and :meth:`close` only when no other method is inside.
+    """
+
+    cdef skep_perf perf
+    cdef bint open
+
+    def __cinit__(self, int map_fd, uint32_t cpu, uint64_t size, uint32_t watermark):
+        cdef int error = skep_perf_open(&self.perf, map_fd, cpu, size, watermark)
+        if error:
+            raise _refusal(error, f"opening the perf buffer of CPU {cpu}, {size} bytes")
+        self.open = True
+
+    def __dealloc__(self):
+        skep_perf_close(&self.perf)
+
+    def close(self):
+        """Unmap and close."""
+        self.open = False
+        skep_perf_close(&self.perf)
+
+    @property
+    def fd(self):
+        """To wait for."""
+        return self.perf.fd
+
+    @property
+    def size(self):
+        """Bytes the kernel can fill."""
+        return self.perf.size
+
+    def used(self):
+        """Bytes between the two positions."""
+        if not self.open:
+            raise ValueError("the perf buffer is closed")
+        return skep_perf_used(&self.perf)
+
+    def lost(self):
+        """Records that did not fit so far; before Linux 6.0 as far as the buffer has told."""
+        if not self.open:
+            raise ValueError("the perf buffer is closed")
+        return skep_perf_lost(&self.perf)
+
+    def read(self, uint64_t limit_bytes):
+        """Take whole records up to the limit, or one that is larger; ``b""`` when there are none."""
+        cdef int64_t size
+        cdef uint64_t end = 0
+        cdef bytes records
+        cdef uint8_t *out
+        if not self.open:
+            raise ValueError("the perf buffer is closed")
+        with nogil:
+            size = skep_perf_measure(&self.perf, limit_bytes, &end)
+        if size < 0:
+            raise OSError(EBADMSG, "reading a perf buffer whose record headers contradict its positions")
+        records = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>size)
+        out = <uint8_t *>PyBytes_AS_STRING(records)
+        with nogil:
+            skep_perf_take(&self.perf, end, out)
+        return records
+
+
+cdef class Queue:
+    """Takes values out of a queue or stack map, many at a time; the descriptor is borrowed."""
+
+    cdef int fd
+    cdef uint32_t value_size
+
+    def __cinit__(self, int fd, uint32_t value_size):
+        if not value_size:
+            raise ValueError("a queue needs values of a size")
+        self.fd = fd
+        self.value_size = value_size
+
+    def read(self, uint64_t limit_bytes):
+        """Take values up to the limit, at least one; ``b""`` when there are none. Each is framed as a record."""
+        cdef uint64_t step = SKEP_RECORD_STEP(self.value_size)
+        cdef uint64_t room = limit_bytes // step if limit_bytes >= step else 1
+        cdef int fd = self.fd
+        cdef uint32_t value_size = self.value_size
+        cdef int64_t count
+        cdef bytearray taken = bytearray(room * step)
+        cdef uint8_t *out = taken
+        with nogil:
+            count = skep_queue_take(fd, value_size, <uint32_t>room, out)
+        if count < 0:
+            raise _refusal(<int>count, "taking values out of a queue")
+        return bytes(memoryview(taken)[:count * step])

@@ -252,7 +252,7 @@ static size_t histogram_digits(const struct skep_form *form, const uint64_t *cel
 	}
 	if (form->has_sum)
 		digits += cell_length(form, cells[form->buckets]);
-	return digits + decimal_digits(count); /* once more, as _count */
+	return digits + (form->has_count ? decimal_digits(count) : 0); /* once more, as _count */
 }
 
 size_t skep_text_size(const struct skep_frame_view *view, const struct skep_form *form)
@@ -269,10 +269,10 @@ size_t skep_text_size(const struct skep_frame_view *view, const struct skep_form
 		digits += form->kind == SKEP_HISTOGRAM ? histogram_digits(form, cells) : cell_length(form, *cells);
 	}
 	/* Name, braces, space and line end; without labels neither braces nor an edge's comma. */
-	braced = form->kind == SKEP_HISTOGRAM ? 1u + form->has_sum : 1;
+	braced = form->kind == SKEP_HISTOGRAM ? (size_t)form->has_count + form->has_sum : 1;
 	per_series = braced * (form->name.len + 4);
 	if (form->kind == SKEP_HISTOGRAM) {
-		per_series += sizeof("_count") - 1 + (form->has_sum ? sizeof("_sum") - 1 : 0);
+		per_series += (form->has_count ? sizeof("_count") - 1 : 0) + (form->has_sum ? sizeof("_sum") - 1 : 0);
 		per_series += form->buckets * (form->name.len + sizeof("_bucket{\n") - 1);
 		for (uint32_t i = 0; i < form->buckets; i++)
 			per_series += form->edges[i].len;
@@ -317,9 +317,11 @@ static char *put_histogram(char *out, const struct skep_form *form, const char *
 		out = put_cell(out, form, cells[form->buckets]);
 		*out++ = '\n';
 	}
-	out = put_name(out, form, "_count", 6, labels, labels_len);
-	out = skep_write_u64(out, count);
-	*out++ = '\n';
+	if (form->has_count) {
+		out = put_name(out, form, "_count", 6, labels, labels_len);
+		out = skep_write_u64(out, count);
+		*out++ = '\n';
+	}
 	return out;
 }
 

@@ -27,6 +27,7 @@ struct skep_form {
 	uint8_t kind;       /* enum skep_kind */
 	uint8_t cell_type;  /* enum skep_cell_type; of a histogram, of its sum (counts are u64) */
 	uint8_t has_sum;    /* histogram: one more cell after the counts */
+	uint8_t has_count;  /* histogram: says its count beside the last bucket; not OpenMetrics without a sum */
 	uint8_t exact;      /* integers times a power of ten: printed as exact decimals */
 	int32_t exp10;      /* -22 to 22 when `exact` */
 	double factor;      /* otherwise: cell * factor, then ... */

@@ -18,10 +18,17 @@
  * A row that a complete read did not bring is gone from the kernel and is forgotten:
  * if its key comes back it counts from zero there, and here it adds to its series.
  * A read that was not finished forgets nothing.
+ *
+ * A frame may be fed with records instead. There is no row in the kernel then: a record
+ * adds its numbers to the cells of its series, at once and for good. What is kept as
+ * "rows" is only the way from the label bytes of records to their series, so that few
+ * records are rendered; it is bounded, and label sets beyond the budget leave none. A
+ * series that expires is forgotten whole, since nobody else remembers its count.
  */
 
 #include "block.h"
 #include "hash.h"
+#include "record.h"
 #include "table.h"
 
 #include <math.h>
@@ -90,6 +97,8 @@ struct skep_frame {
 	struct skep_buf text;
 	struct skep_buf attributes;
 	uint64_t *raw; /* of the row in hand */
+	uint8_t *record_key; /* of the record in hand */
+	uint32_t record_row; /* of the one before, or NONE */
 
 	uint64_t now_ns;
 	uint64_t cache_ns;
@@ -802,6 +811,173 @@ int skep_frame_apply(struct skep_frame *frame, const uint8_t *keys, const uint8_
 	return SKEP_OK;
 }
 
+/* ---- records ---- */
+
+#define SPARE_ROWS 1024u /* extra rows that a frame of records may have beyond one a series */
+
+static void make_record_key(struct skep_frame *frame, const uint8_t *data)
+{
+	const struct skep_record_config *config = &frame->config.records;
+	uint8_t *key = frame->record_key;
+
+	for (uint32_t i = 0; i < config->span_count; i++) {
+		const struct skep_key_span *span = &config->spans[i];
+		size_t len = span->is_text ? strnlen((const char *)data + span->offset, span->len) : span->len;
+		memcpy(key, data + span->offset, len);
+		memset(key + len, 0, span->len - len);
+		key += span->len;
+	}
+	for (uint32_t i = 0; i < frame->config.key_size; i++)
+		frame->record_key[i] &= config->mask[i];
+}
+
+static void forget_extra_rows(struct skep_frame *frame)
+{
+	for (uint32_t i = 0; i < frame->extra.count; i++)
+		if (bit(frame->extra.used, i))
+			row_detach(frame, i | EXTRA);
+}
+
+/* A label set met for the first time, or again after its row was forgotten. */
+static int record_new(struct skep_frame *frame, uint64_t hash, uint32_t *id)
+{
+	int failed = render(frame, frame->record_key);
+
+	if (failed)
+		return failed;
+	*id = find_series(frame, hash_bytes(frame->text.data, frame->text.len), frame->text.data, frame->text.len);
+	if (*id == NONE) {
+		if (!budget_take(frame)) {
+			*id = overflow_series(frame);
+			frame->folded += *id != NONE;
+			return *id == NONE ? SKEP_NO_MEMORY : SKEP_OK;
+		}
+		*id = series_add(frame, frame->text.data, frame->text.len, frame->attributes.data,
+				 frame->attributes.len, 0);
+		if (*id == NONE) {
+			budget_give(frame);
+			return SKEP_NO_MEMORY;
+		}
+	}
+	if (frame->extra.count - frame->free_extra_count >= SPARE_ROWS + frame->series_count)
+		forget_extra_rows(frame);
+	frame->record_row = row_attach(frame, frame->record_key, hash, *id);
+	return frame->record_row == NONE ? SKEP_NO_MEMORY : SKEP_OK;
+}
+
+static int number_above(uint8_t cell_type, uint64_t number, uint64_t edge)
+{
+	switch ((enum skep_cell_type)cell_type) {
+	case SKEP_CELL_U64:
+		return number > edge;
+	case SKEP_CELL_I64:
+		return (int64_t)number > (int64_t)edge;
+	case SKEP_CELL_F64:
+		return skep_as_double(number) > skep_as_double(edge);
+	}
+	return 0;
+}
+
+/* How many edges a number is above. */
+static uint32_t slot_of(const struct skep_record_op *op, const uint64_t *edges, uint64_t number)
+{
+	uint32_t low = 0, high = op->edge_count;
+
+	while (low < high) {
+		uint32_t middle = low + (high - low) / 2;
+		if (number_above(op->value.cell_type, number, edges[op->edge_first + middle]))
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return op->below + low;
+}
+
+static void count_record(struct skep_frame *frame, uint64_t *cells, const uint8_t *data)
+{
+	const struct skep_record_config *config = &frame->config.records;
+
+	for (uint32_t o = 0; o < config->op_count; o++) {
+		const struct skep_record_op *op = &config->ops[o];
+		uint8_t cell_type = op->value.cell_type;
+		uint64_t number = 1;
+
+		if (op->has_value) {
+			number = read_cell(&op->value, data, 0);
+			if (cell_type == SKEP_CELL_F64 && !isfinite(skep_as_double(number)))
+				continue; /* tells nothing, and would spoil the sum for ever */
+			if (!op->is_histogram && cell_type != SKEP_CELL_U64 && number >> 63)
+				continue; /* a counter only grows */
+		}
+		if (!op->is_histogram) {
+			cells[op->value.cell] = add(cell_type, cells[op->value.cell], number);
+			continue;
+		}
+		cells[op->value.cell + slot_of(op, config->edges, number)]++;
+		if (op->has_sum)
+			cells[op->sum_cell] = add(cell_type, cells[op->sum_cell], number);
+	}
+}
+
+static int add_record(struct skep_frame *frame, const uint8_t *data)
+{
+	uint32_t size = frame->config.key_size, id;
+
+	make_record_key(frame, data);
+	if (frame->record_row == NONE || memcmp(key_of(frame, frame->record_row), frame->record_key, size)) {
+		uint64_t hash = hash_bytes(frame->record_key, size);
+		frame->record_row = find_row(frame, hash, frame->record_key);
+		if (frame->record_row == NONE) {
+			int failed = record_new(frame, hash, &id);
+			if (failed)
+				return failed;
+			goto found;
+		}
+	}
+	id = series_of(frame, frame->record_row);
+found:
+	frame->series[id].changed_s = frame->now_s;
+	count_record(frame, frame->cells + (size_t)id * frame->config.cells, data);
+	return SKEP_OK;
+}
+
+static void tell_time(struct skep_frame *frame, uint64_t now_ns, int64_t realtime_minus_monotonic_ns)
+{
+	uint64_t since = now_ns > frame->config.start_ns ? (now_ns - frame->config.start_ns) / 1000000000u : 0;
+
+	frame->now_ns = now_ns;
+	frame->now_s = since < NEVER / 4 ? (uint32_t)since : NEVER / 4;
+	frame->context.realtime_minus_monotonic_ns = realtime_minus_monotonic_ns;
+	/* What a slow label says may change: users are renamed, devices come back as others. */
+	if (now_ns - frame->cache_ns > 10000000000u) {
+		skep_cache_clear(frame->context.cache);
+		frame->cache_ns = now_ns;
+	}
+}
+
+int skep_frame_add(struct skep_frame *frame, const uint8_t *records, size_t len, uint64_t now_ns,
+		   int64_t realtime_minus_monotonic_ns)
+{
+	tell_time(frame, now_ns, realtime_minus_monotonic_ns);
+	while (len) {
+		struct skep_record header;
+		if (len < sizeof(header))
+			return SKEP_FRAMING;
+		memcpy(&header, records, sizeof(header));
+		uint64_t step = SKEP_RECORD_STEP(header.length);
+		if (len < step)
+			return SKEP_FRAMING;
+		if (header.length >= frame->config.records.record_size) {
+			int failed = add_record(frame, records + sizeof(header));
+			if (failed)
+				return failed;
+		}
+		records += step;
+		len -= step;
+	}
+	return SKEP_OK;
+}
+
 /* ---- the end of a read ---- */
 
 static void forget_gone(struct skep_frame *frame, struct rows *rows, uint32_t flag)
@@ -853,6 +1029,32 @@ static void expire(struct skep_frame *frame)
 				series->flags &= ~SKEP_SERIES_LIVE;
 				frame->live--;
 				budget_give(frame);
+			} else if (due < next) {
+				next = due;
+			}
+		}
+	}
+	frame->next_expiry_s = next;
+}
+
+static void expire_records(struct skep_frame *frame)
+{
+	const struct skep_frame_config *config = &frame->config;
+	uint32_t next = NEVER;
+
+	if (config->expire_idle) {
+		for (uint32_t i = 0; i < frame->extra.count; i++)
+			if (bit(frame->extra.used, i) &&
+			    frame->series[frame->extra.series[i]].changed_s + config->expire_after_s <= frame->now_s)
+				row_detach(frame, i | EXTRA);
+		for (uint32_t i = 0; i < frame->series_count; i++) {
+			uint32_t due = frame->series[i].changed_s + config->expire_after_s;
+			if (!(frame->series[i].flags & SERIES_USED))
+				continue;
+			if (due <= frame->now_s) {
+				if (bit(frame->direct.used, i))
+					row_detach(frame, i);
+				series_remove(frame, i);
 			} else if (due < next) {
 				next = due;
 			}
@@ -985,29 +1187,26 @@ static void trim(struct skep_frame *frame)
 
 void skep_frame_begin(struct skep_frame *frame, uint64_t now_ns, int64_t realtime_minus_monotonic_ns)
 {
-	uint64_t since = now_ns > frame->config.start_ns ? (now_ns - frame->config.start_ns) / 1000000000u : 0;
-
-	frame->now_ns = now_ns;
-	frame->now_s = since < NEVER / 4 ? (uint32_t)since : NEVER / 4;
+	tell_time(frame, now_ns, realtime_minus_monotonic_ns);
 	frame->next_direct = frame->next_extra = 0;
-	frame->context.realtime_minus_monotonic_ns = realtime_minus_monotonic_ns;
 	if (frame->direct.count)
 		memset(frame->direct.seen, 0, words(frame->direct.count) * 8);
 	if (frame->extra.count)
 		memset(frame->extra.seen, 0, words(frame->extra.count) * 8);
-	/* What a slow label says may change: users are renamed, devices come back as others. */
-	if (now_ns - frame->cache_ns > 10000000000u) {
-		skep_cache_clear(frame->context.cache);
-		frame->cache_ns = now_ns;
-	}
 }
 
 void skep_frame_finish(struct skep_frame *frame)
 {
-	forget_gone(frame, &frame->direct, 0);
-	forget_gone(frame, &frame->extra, EXTRA);
-	if (frame->next_expiry_s <= frame->now_s)
-		expire(frame);
+	if (frame->config.records.record_size) {
+		frame->record_row = NONE;
+		if (frame->next_expiry_s <= frame->now_s)
+			expire_records(frame);
+	} else {
+		forget_gone(frame, &frame->direct, 0);
+		forget_gone(frame, &frame->extra, EXTRA);
+		if (frame->next_expiry_s <= frame->now_s)
+			expire(frame);
+	}
 	if (frame->free_count > 256 + frame->series_count / 2 || frame->free_extra_count > 256 + frame->extra.count / 2)
 		compact_tables(frame);
 	if (frame->arena_dead > 16384 && frame->arena_dead > frame->arena_len / 4)
@@ -1066,6 +1265,7 @@ void skep_frame_measure(const struct skep_frame *frame, struct skep_frame_memory
 			((uint64_t)frame->by_key.cap + frame->by_text.cap) * 4 + frame->arena_cap + frame->raws * 8u +
 			frame->text.cap + frame->attributes.cap + frame->context.scratch.cap +
 			skep_cache_bytes(frame->context.cache) + config->op_count * sizeof(struct skep_value_op) +
+			config->records.op_count * sizeof(struct skep_record_op) +
 			config->labels.count * sizeof(struct skep_label_rule) + table;
 }
 
@@ -1100,16 +1300,19 @@ struct skep_frame *skep_frame_new(const struct skep_frame_config *config)
 		frame->raws += op->count;
 		frame->raws_are_plain &= op->count == 1 && op->read == READ_U64 && op->cell_type != SKEP_CELL_F64;
 	}
+	for (uint32_t o = 0; o < config->records.op_count; o++)
+		config->records.ops[o].value.read = reader_of(&config->records.ops[o].value);
 	for (uint32_t i = 0; i < config->labels.count; i++)
 		slow |= config->labels.rules[i].decoder == SKEP_SLOW;
 	frame->context.resolve = config->resolve;
 	frame->context.resolve_context = config->resolve_context;
-	frame->free_series = frame->free_extra = frame->overflow = NONE;
+	frame->free_series = frame->free_extra = frame->overflow = frame->record_row = NONE;
 	frame->next_expiry_s = NEVER;
 	frame->series_start_ns = config->start_ns;
 	frame->raw = calloc(frame->raws + 1, 8);
+	frame->record_key = calloc(config->key_size + 1, 1);
 	/* Empty label sets have text too: a pointer that may be read. */
-	if (!frame->raw || skep_buf_reserve(&frame->text, 256) || skep_buf_reserve(&frame->attributes, 256) ||
+	if (!frame->raw || !frame->record_key || skep_buf_reserve(&frame->text, 256) || skep_buf_reserve(&frame->attributes, 256) ||
 	    resize_series(frame, 1) || resize_rows(frame, &frame->extra, 1) || arena_ready(frame, 1) ||
 	    (slow && !(frame->context.cache = skep_cache_new()))) {
 		memset(&frame->config, 0, sizeof(frame->config));
@@ -1144,6 +1347,11 @@ void skep_frame_free(struct skep_frame *frame)
 	skep_block_free(frame->by_text.slots);
 	skep_block_free(frame->arena);
 	free(frame->raw);
+	free(frame->record_key);
+	free(frame->config.records.ops);
+	free(frame->config.records.edges);
+	free(frame->config.records.spans);
+	free(frame->config.records.mask);
 	skep_buf_free(&frame->text);
 	skep_buf_free(&frame->attributes);
 	skep_buf_free(&frame->context.scratch);

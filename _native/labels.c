@@ -474,6 +474,8 @@ int skep_label_value(const struct skep_labels *labels, const struct skep_label_r
 			len = decimal_128(wide, is_signed, room);
 			break;
 		}
+		if ((rule->flags & SKEP_RULE_NATURAL) && (number >> 63))
+			return 0;
 		len = signed_decimal(number, is_signed, room);
 		/* An attribute holds 63 bits and a sign; what is larger stays text. */
 		if (is_signed || !(number >> 63)) {

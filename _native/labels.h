@@ -34,7 +34,8 @@ enum skep_decoder {
 enum {
 	SKEP_RULE_SIGNED = 1,
 	SKEP_RULE_MAGNITUDE = 2, /* -2 and 2 mean the same (errno) */
-	SKEP_RULE_STACK = 4,	 /* 32 bits, and above them those at bit `table_first`, `table_count` of them or none */
+	SKEP_RULE_NATURAL = 4,   /* negative: no such label */
+	SKEP_RULE_STACK = 8,	 /* 32 bits, and above them those at bit `table_first`, `table_count` of them or none */
 };
 
 struct skep_span {

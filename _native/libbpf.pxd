@@ -5,9 +5,16 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef extern from "<linux/bpf.h>" nogil:
     enum:
-        BPF_XDP
-        BPF_PROG_TYPE_PERF_EVENT
-        BPF_PROG_TYPE_XDP
+        BPF_PROG_TYPE_KPROBE
+        BPF_PERF_EVENT
+    struct bpf_insn:
+        uint8_t code
+    struct bpf_map_info:
+        uint32_t type
+        uint32_t key_size
+        uint32_t value_size
+        uint32_t max_entries
+        uint32_t map_flags
     struct bpf_prog_info:
         uint32_t id
         uint8_t tag[8]
@@ -16,6 +23,8 @@ cdef extern from "<linux/btf.h>" nogil:
     enum:
         BTF_KIND_ENUM
         BTF_KIND_ENUM64
+        BTF_KIND_FUNC
+        BTF_KIND_TYPEDEF
     struct btf_type:
         uint32_t name_off
         uint32_t info
@@ -48,6 +57,8 @@ cdef extern from "<bpf/libbpf.h>" nogil:
         bint retprobe
     struct bpf_kprobe_multi_opts:
         size_t sz
+        const char **syms
+        size_t cnt
         bint retprobe
     struct bpf_uprobe_opts:
         size_t sz
@@ -74,6 +85,9 @@ cdef extern from "<bpf/libbpf.h>" nogil:
     int bpf_program__set_autoload(bpf_program *program, bint autoload)
     int bpf_program__set_attach_target(bpf_program *program, int program_fd, const char *function)
     int bpf_program__set_expected_attach_type(bpf_program *program, int attach_type)
+    int bpf_program__set_flags(bpf_program *program, uint32_t flags)
+    uint32_t bpf_program__flags(const bpf_program *program)
+    int bpf_program__expected_attach_type(const bpf_program *program)
     int bpf_program__type(const bpf_program *program)
     int bpf_program__fd(const bpf_program *program)
 
@@ -83,9 +97,8 @@ cdef extern from "<bpf/libbpf.h>" nogil:
                                               const bpf_kprobe_opts *opts)
     bpf_link *bpf_program__attach_kprobe_multi_opts(const bpf_program *program, const char *pattern,
                                                     const bpf_kprobe_multi_opts *opts)
-    bpf_link *bpf_program__attach_perf_event(const bpf_program *program, int perf_fd)
+    bpf_link *bpf_program__attach_netns(const bpf_program *program, int netns_fd)
     bpf_link *bpf_program__attach_raw_tracepoint(const bpf_program *program, const char *name)
-    bpf_link *bpf_program__attach_tcx(const bpf_program *program, int ifindex, const void *opts)
     bpf_link *bpf_program__attach_tracepoint(const bpf_program *program, const char *category, const char *name)
     bpf_link *bpf_program__attach_uprobe_opts(const bpf_program *program, int pid, const char *binary,
                                               size_t offset, const bpf_uprobe_opts *opts)
@@ -106,6 +119,7 @@ cdef extern from "<bpf/libbpf.h>" nogil:
     int bpf_map__set_key_size(bpf_map *map, uint32_t size)
     int bpf_map__set_value_size(bpf_map *map, uint32_t size)
     int bpf_map__set_max_entries(bpf_map *map, uint32_t max_entries)
+    uint32_t bpf_map__map_flags(const bpf_map *map)
     int bpf_map__set_pin_path(bpf_map *map, const char *path)
     void *bpf_map__initial_value(const bpf_map *map, size_t *size)
     int bpf_map__fd(const bpf_map *map)
@@ -114,6 +128,13 @@ cdef extern from "<bpf/bpf.h>" nogil:
     struct bpf_link_create_opts:
         size_t sz
         uint32_t flags
+    struct bpf_prog_load_opts:
+        size_t sz
+        int expected_attach_type
+    int bpf_prog_load(int prog_type, const char *name, const char *license, const bpf_insn *insns, size_t count,
+                      bpf_prog_load_opts *opts)
+    int bpf_obj_get(const char *path)
+    int bpf_map_get_info_by_fd(int map_fd, bpf_map_info *info, uint32_t *size)
     int bpf_link_create(int program_fd, int target_fd, int attach_type, const bpf_link_create_opts *opts)
     int bpf_prog_get_info_by_fd(int program_fd, bpf_prog_info *info, uint32_t *size)
 

@@ -2,6 +2,9 @@
 
 #include "stream.h"
 
+#include <inttypes.h>
+#include <stdio.h>
+
 enum { FRAMING = -3 };
 
 /* A token is a thousand millionth of an event, so that a rate per second refills whole tokens every nanosecond. */
@@ -12,6 +15,7 @@ struct skep_stream {
 	struct skep_stream_config config;
 	struct skep_label_context context;
 	struct skep_buf record;
+	struct skep_buf values; /* of an array */
 	uint64_t tokens;
 	uint64_t filled_ns;
 	uint64_t cache_ns;
@@ -105,8 +109,122 @@ static int close_json(struct skep_stream *stream, int some, struct skep_buf *out
 	return skep_buf_put(out, "}}\n", 3);
 }
 
-static int decode(struct skep_stream *stream, const uint8_t *data, uint64_t now_ns, struct skep_buf *otlp,
-		  struct skep_buf *json)
+static uint64_t element_at(const struct skep_stream_config *config, const uint8_t *data, uint32_t i)
+{
+	uint64_t number = 0;
+
+	memcpy(&number, data + config->tail_offset + (size_t)i * config->tail_size, config->tail_size);
+	return config->tail.decoder == SKEP_INT ? skep_sign_extend(number, config->tail_size * 8u) : number;
+}
+
+static int is_beyond_int64(const struct skep_stream_config *config, uint64_t number)
+{
+	return config->tail.decoder == SKEP_UINT && number >> 63;
+}
+
+static size_t put_decimal(const struct skep_stream_config *config, uint64_t number, char *room)
+{
+	return (size_t)(config->tail.decoder == SKEP_INT ? sprintf(room, "%" PRId64, (int64_t)number) :
+							   sprintf(room, "%" PRIu64, number));
+}
+
+/* opentelemetry/proto/common/v1/common.proto: AnyValue {string_value = 1, int_value = 3, array_value = 5},
+ * ArrayValue {values = 1}. */
+static int write_array_otlp(struct skep_stream *stream, const uint8_t *data, uint32_t count)
+{
+	const struct skep_stream_config *config = &stream->config;
+	struct skep_buf *values = &stream->values, *out = &stream->record;
+	char room[24];
+
+	values->len = 0;
+	for (uint32_t i = 0; i < count; i++) {
+		uint64_t number = element_at(config, data, i);
+		uint8_t *at;
+
+		if (skep_buf_reserve(values, 40))
+			return -1;
+		at = values->data + values->len;
+		*at++ = 0x0a;
+		if (is_beyond_int64(config, number)) {
+			size_t len = put_decimal(config, number, room);
+			*at++ = (uint8_t)(len + 2);
+			*at++ = 0x0a;
+			*at++ = (uint8_t)len;
+			memcpy(at, room, len);
+			at += len;
+		} else {
+			*at++ = (uint8_t)(1 + skep_varint_len(number));
+			*at++ = 0x18;
+			at = skep_varint_write(at, number);
+		}
+		values->len = (size_t)(at - values->data);
+	}
+	size_t any_len = 1 + skep_varint_len(values->len) + values->len;
+	size_t pair_len = config->tail.otlp.len + 1 + skep_varint_len(any_len) + any_len;
+	if (skep_buf_reserve(out, pair_len + 12))
+		return -1;
+	uint8_t *at = out->data + out->len;
+	*at++ = 0x32;
+	at = skep_varint_write(at, pair_len);
+	memcpy(at, config->labels.pool + config->tail.otlp.offset, config->tail.otlp.len);
+	at += config->tail.otlp.len;
+	*at++ = 0x12;
+	at = skep_varint_write(at, any_len);
+	*at++ = 0x2a;
+	at = skep_varint_write(at, values->len);
+	memcpy(at, values->data, values->len);
+	out->len = (size_t)(at + values->len - out->data);
+	return 0;
+}
+
+static int write_array_json(struct skep_stream *stream, const uint8_t *data, uint32_t count, struct skep_buf *out)
+{
+	const struct skep_stream_config *config = &stream->config;
+
+	if (skep_buf_put(out, config->labels.pool + config->tail.json.offset, config->tail.json.len))
+		return -1;
+	for (uint32_t i = 0; i < count; i++) {
+		char room[25];
+		room[0] = i ? ',' : '[';
+		if (skep_buf_put(out, room, 1 + put_decimal(config, element_at(config, data, i), room + 1)))
+			return -1;
+	}
+	return skep_buf_byte(out, ']');
+}
+
+/* The flexible array at the end of a record, as one attribute unless it is empty. */
+static int decode_tail(struct skep_stream *stream, const uint8_t *data, uint32_t length, struct skep_buf *otlp,
+		       struct skep_buf *json, int *some)
+{
+	const struct skep_stream_config *config = &stream->config;
+	uint32_t count = (length - config->tail_offset) / config->tail_size;
+	struct skep_label_rule rule = config->tail;
+	struct skep_value value;
+
+	if (!count)
+		return 0;
+	if (rule.decoder == SKEP_UINT || rule.decoder == SKEP_INT) {
+		if (otlp && write_array_otlp(stream, data, count))
+			return -1;
+		if (json && ((*some && skep_buf_byte(json, ',')) || write_array_json(stream, data, count, json)))
+			return -1;
+		*some = 1;
+		return 0;
+	}
+	rule.size_bits = count * config->tail_size * 8;
+	int failed = skep_label_value(&config->labels, &rule, data, &stream->context, &value);
+	if (failed || !value.len)
+		return failed;
+	if (otlp && skep_write_otlp(&config->labels, &rule, &value, 0x32, &stream->record))
+		return -1;
+	if (json && ((*some && skep_buf_byte(json, ',')) || skep_write_json(&config->labels, &rule, &value, json)))
+		return -1;
+	*some = 1;
+	return 0;
+}
+
+static int decode(struct skep_stream *stream, const uint8_t *data, uint32_t length, uint64_t now_ns,
+		  struct skep_buf *otlp, struct skep_buf *json)
 {
 	const struct skep_stream_config *config = &stream->config;
 	uint64_t time_ns = now_ns;
@@ -134,6 +252,11 @@ static int decode(struct skep_stream *stream, const uint8_t *data, uint64_t now_
 			return -1;
 		some = 1;
 	}
+	if (config->tail_size) {
+		failed = decode_tail(stream, data, length, otlp, json, &some);
+		if (failed)
+			return failed;
+	}
 	if ((otlp && close_otlp(stream, now_ns, otlp)) || (json && close_json(stream, some, json)))
 		return -1;
 	return 0;
@@ -149,6 +272,8 @@ int skep_stream_decode(struct skep_stream *stream, const uint8_t *records, size_
 		stream->cache_ns = now_ns;
 	}
 	refill(stream, now_ns);
+	/* What is measured anyway is not also an event that nobody receives. */
+	int events = stream->config.enabled && (otlp || json || !stream->config.measured);
 	while (len) {
 		struct skep_record header;
 		if (len < sizeof(header))
@@ -158,17 +283,19 @@ int skep_stream_decode(struct skep_stream *stream, const uint8_t *records, size_
 		if (len < step)
 			return FRAMING;
 		counts->received++;
-		if (!stream->config.enabled) {
+		if (!events && !stream->config.measured) {
 			counts->dropped_disabled++;
 		} else if (header.length < stream->config.record_size) {
 			counts->failed++;
+		} else if (!events) {
+			counts->measured++;
 		} else if (passed_over(stream)) {
 			counts->dropped_sample++;
 		} else if (stream->tokens < EVENT_TOKENS) {
 			counts->dropped_rate++;
 		} else {
 			size_t otlp_len = otlp ? otlp->len : 0, json_len = json ? json->len : 0;
-			int failed = decode(stream, records + sizeof(header), now_ns, otlp, json);
+			int failed = decode(stream, records + sizeof(header), header.length, now_ns, otlp, json);
 			if (failed) {
 				/* Half a record must not be left behind. */
 				if (otlp)
@@ -215,6 +342,7 @@ void skep_stream_free(struct skep_stream *stream)
 	if (!stream)
 		return;
 	skep_buf_free(&stream->record);
+	skep_buf_free(&stream->values);
 	skep_buf_free(&stream->context.scratch);
 	skep_cache_free(stream->context.cache);
 	free(stream->config.labels.rules);

@@ -8,6 +8,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "record.h"
+
 static int bpf_call(enum bpf_cmd command, union bpf_attr *attr)
 {
 	return syscall(__NR_bpf, command, attr, sizeof(*attr)) < 0 ? -errno : 0;
@@ -329,4 +331,21 @@ int64_t skep_walk_sift(struct skep_walk *walk, int fd, uint8_t *keys, uint8_t *v
 		kept--;
 	walk->steps += count;
 	return walk->steps > walk->step_limit ? -EAGAIN : confirm(fd, walk, keys, values, value_stride, kept);
+}
+
+int64_t skep_queue_take(int fd, uint32_t value_size, uint32_t room, uint8_t *out)
+{
+	uint64_t step = SKEP_RECORD_STEP(value_size);
+
+	for (uint32_t taken = 0; taken < room; taken++, out += step) {
+		struct skep_record record = {.length = value_size};
+		int error = key_call(BPF_MAP_LOOKUP_AND_DELETE_ELEM, fd, NULL, out + sizeof(record));
+
+		if (error == -ENOENT || (error && taken))
+			return taken;
+		if (error)
+			return error;
+		memcpy(out, &record, sizeof(record));
+	}
+	return room;
 }

@@ -71,4 +71,8 @@ int skep_map_info(int fd, struct skep_map_info *info);
 /* One value, exactly by its key; -ENOENT if there is none. */
 int skep_lookup(int fd, const void *key, void *value);
 
+/* Take up to `room` values out of a queue or stack, each behind a struct skep_record into `out`. Those already
+ * taken are given even if a later one fails. */
+int64_t skep_queue_take(int fd, uint32_t value_size, uint32_t room, uint8_t *out);
+
 #endif

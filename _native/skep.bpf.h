@@ -49,7 +49,7 @@
 #define SKEP_COUNTER(name) SKEP_TAG("kind=counter") SKEP_TAG("name=" name)
 #define SKEP_GAUGE(name) SKEP_TAG("kind=gauge") SKEP_TAG("name=" name)
 #define SKEP_HISTOGRAM(name) SKEP_TAG("kind=histogram") SKEP_TAG("name=" name)
-#define SKEP_EVENT(name) SKEP_TAG("kind=event") SKEP_TAG("name=" name) /* a ring buffer */
+#define SKEP_EVENT(name) SKEP_TAG("kind=event") SKEP_TAG("name=" name) /* a ring buffer, see below */
 #define SKEP_PRIVATE SKEP_TAG("kind=none") /* never exported, whatever its name */
 
 #define SKEP_UNIT(ucum) SKEP_TAG("unit=" ucum)	  /* as exported: "s", "By", "{request}" */
@@ -57,6 +57,12 @@
 #define SKEP_HELP(sentence) SKEP_TAG("help=" sentence)
 #define SKEP_EXPORT SKEP_TAG("enabled=true") /* of a variable: exported as the tags on its struct's members say */
 #define SKEP_OFF SKEP_TAG("enabled=false") /* exported only where the configuration asks for it */
+
+/* Records come from a ring buffer, from a perf event array, and from a queue or
+ * stack that is tagged SKEP_EVENT (its values are taken away). Each may say its
+ * record type by __type(value, struct ...); one that cannot, because its values
+ * have a size of their own, by name, if the object's BTF has the type. */
+#define SKEP_RECORD(type) SKEP_TAG("record=" type)
 
 /* Of a ring buffer: how grave its records are (trace, debug, info, warn, error)
  * and the map in which skep_event_reserve() counts what did not fit. */
@@ -67,6 +73,24 @@
  * wanted. skep sets it before load as the configuration enables the event, so
  * that nobody pays for records that nobody reads. */
 #define SKEP_SWITCH(global) SKEP_TAG("switch=" global)
+
+/* Of a ring buffer: count its events in a counter of this whole name, beside the
+ * events. SKEP_COUNTER or SKEP_HISTOGRAM on the ring itself: no events, its
+ * records are only counted, or one member of each observed. On a member of the
+ * record: SKEP_VALUE marks the number that the ring's own metric adds or
+ * observes; SKEP_COUNTER or SKEP_HISTOGRAM makes a metric of its own;
+ * SKEP_SERIES makes it a label of the metrics that stand beside events. */
+#define SKEP_COUNT(name) SKEP_TAG("count=" name)
+#define SKEP_VALUE SKEP_TAG("value=true")
+#define SKEP_SERIES SKEP_TAG("series=true")
+
+/* Of a program: one of several that measure the same, each on kernels of its own.
+ * Of a group the first by rank runs that the kernel can; the others are not
+ * loaded. They fill the same maps.
+ *
+ *	SEC("fentry/do_unlinkat") SKEP_ALTERNATIVE("unlink", 1) int BPF_PROG(...)
+ *	SEC("kprobe/do_unlinkat") SKEP_ALTERNATIVE("unlink", 2) int BPF_KPROBE(...) */
+#define SKEP_ALTERNATIVE(group, rank) SKEP_TAG("alternative=" group ":" #rank)
 
 /* How a slot array, or a slot number in a key, is laid out:
  *	log2_ceil          slot k counts (2^(k-1), 2^k], slot 0 counts 0 and 1

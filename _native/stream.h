@@ -19,6 +19,10 @@ struct skep_stream_config {
 	uint64_t events_per_s;
 	uint64_t sample_one_in; /* of so many good records one is exported; 0 and 1: all */
 	uint8_t enabled;
+	uint8_t measured; /* metrics are made of its records, whatever becomes of its events */
+	uint8_t tail_size;    /* bytes of an element of the flexible array at the end; 0: there is none */
+	uint32_t tail_offset; /* in bytes, at most record_size */
+	struct skep_label_rule tail; /* SKEP_STRING, SKEP_BYTES; or SKEP_UINT, SKEP_INT: an array of such */
 	skep_resolve_fn resolve;
 	void *resolve_context;
 };
@@ -30,6 +34,7 @@ struct skep_stream_counts {
 	uint64_t dropped_rate;
 	uint64_t dropped_disabled;
 	uint64_t dropped_sample;
+	uint64_t measured; /* good records that metrics are made of, and no event */
 };
 
 struct skep_stream;

@@ -35,6 +35,36 @@ struct skep_value_op {
 	uint32_t raw;       /* filled in: index of the first among a row's raw values */
 };
 
+/* What one record adds to the cells of one instrument. */
+struct skep_record_op {
+	struct skep_value_op value; /* bits, cell_type and cell (of slot 0) are used */
+	uint8_t has_value;          /* else the record's number is 1 */
+	uint8_t is_histogram;
+	uint8_t has_sum;
+	uint32_t sum_cell;
+	uint32_t edge_first; /* inclusive upper edges, rising, as a cell of cell_type has them */
+	uint32_t edge_count;
+	uint32_t below; /* slots under the first edge that no number of this type can reach */
+};
+
+/* Bytes of a record that are part of a key. */
+struct skep_key_span {
+	uint32_t offset;
+	uint32_t len;
+	uint8_t is_text; /* ends at the first NUL; what lies behind it is whatever was there before */
+};
+
+/* Of a frame that is fed with records: where its keys and numbers are in them. */
+struct skep_record_config {
+	uint32_t record_size; /* shorter ones are passed over; 0: the frame is fed with rows */
+	struct skep_record_op *ops;
+	uint32_t op_count;
+	uint64_t *edges;
+	struct skep_key_span *spans; /* one after the other they make a key */
+	uint32_t span_count;
+	uint8_t *mask; /* of a key: bits that belong to a label */
+};
+
 struct skep_frame_config {
 	uint32_t key_size;
 	uint32_t value_size;
@@ -42,6 +72,7 @@ struct skep_frame_config {
 	uint32_t instruments;
 	struct skep_value_op *ops; /* taken over, malloc()ed; so are the members of labels */
 	uint32_t op_count;
+	struct skep_record_config records; /* its arrays are taken over, too */
 	struct skep_labels labels;
 	struct skep_span overflow_prometheus; /* whole label text and attributes of the overflow series */
 	struct skep_span overflow_otlp;
@@ -70,6 +101,11 @@ enum { SKEP_OK = 0, SKEP_NO_MEMORY = -1, SKEP_RESOLVER = -2 };
 int skep_frame_apply(struct skep_frame *frame, const uint8_t *keys, const uint8_t *values, uint32_t count,
 		     uint32_t value_stride, uint32_t cpus);
 void skep_frame_finish(struct skep_frame *frame);
+
+/* Adds what records (framed as record.h says) count, between whole reads or without any; results as above. */
+enum { SKEP_FRAMING = -3 };
+int skep_frame_add(struct skep_frame *frame, const uint8_t *records, size_t len, uint64_t now_ns,
+		   int64_t realtime_minus_monotonic_ns);
 
 const struct skep_frame_view *skep_frame_see(struct skep_frame *frame);
 uint32_t skep_frame_live(const struct skep_frame *frame);

@@ -1,4 +1,4 @@
-"""Files that travel with skep: the header for BPF authors, the catalog, dashboards, the default configuration.
+"""Files that travel with skep: the header and templates for BPF authors, the catalog, dashboards, the configuration.
 
 An installed skep has them in ``exporter/share``; a checkout where they are made
 or kept. Nobody else knows which of the two this is.
@@ -16,6 +16,7 @@ _CHECKOUT_PLACES = {
     "include": "_native",
     "catalog": "build/catalog",
     "dashboards": "dashboards",
+    "templates": "configs/templates",
     "agent.yaml": "configs/agent.yaml",
     "agent.schema.json": "configs/agent.schema.json",
 }
@@ -26,7 +27,7 @@ def share(name: str) -> Path:
     """Find a file or folder that travels with skep.
 
     Args:
-        name: ``include``, ``catalog``, ``dashboards``, ``agent.yaml`` or ``agent.schema.json``.
+        name: ``include``, ``catalog``, ``dashboards``, ``templates``, ``agent.yaml`` or ``agent.schema.json``.
 
     Raises:
         SkepError: ``resource``: this installation does not have it.

@@ -47,6 +47,7 @@ struct task_struct {
 	int pid;
 	int tgid;
 	int exit_code;
+	char comm[16];
 	struct task_struct *group_leader;
 	struct signal_struct *signal;
 	struct css_set *cgroups;
@@ -91,13 +92,47 @@ struct sock_common {
 	__u16 skc_dport; /* network order */
 	__u16 skc_num;	 /* host order */
 	unsigned short skc_family;
+	volatile unsigned char skc_state;
 	struct in6_addr skc_v6_daddr; /* absent without IPv6 */
 	struct in6_addr skc_v6_rcv_saddr;
+};
+
+struct sock_cgroup_data {
+	struct cgroup *cgroup; /* of the cgroup2 hierarchy; absent before v5.15 and 5.10.77 */
 };
 
 struct sock {
 	struct sock_common __sk_common;
 	__u16 sk_protocol;
+	int sk_err; /* why it was closed, positive; 0: nobody said */
+	struct sock_cgroup_data sk_cgrp_data;
+};
+
+struct sk_buff;
+
+struct request_sock {
+	struct sock_common __req_common;
+};
+
+/* ---- Remote procedure calls: types of the module sunrpc ---- */
+
+struct rpc_procinfo {
+	const char *p_name;
+};
+
+struct rpc_message {
+	const struct rpc_procinfo *rpc_proc;
+};
+
+struct rpc_clnt {
+	__u32 cl_prog;
+	__u32 cl_vers;
+};
+
+struct rpc_task {
+	int tk_status; /* 0 or a negative errno */
+	struct rpc_message tk_msg;
+	struct rpc_clnt *tk_client;
 };
 
 /* ---- Registers at a system call ---- */
@@ -107,9 +142,15 @@ struct pt_regs;
 struct pt_regs___on_x86 {
 	unsigned long cs;
 	unsigned long orig_ax;
+	unsigned long di; /* arguments, which a call leaves as they were */
+	unsigned long si;
+	unsigned long bx; /* those of 32-bit code */
+	unsigned long cx;
 };
 
 struct pt_regs___on_arm64 {
+	__u64 regs[31];
+	__u64 orig_x0;
 	__u64 pstate;
 	__s32 syscallno;
 };
@@ -122,6 +163,12 @@ static __always_inline __u64 group_of(struct task_struct *task)
 	return bpf_core_field_exists(task->cgroups) ? task->cgroups->dfl_cgrp->kn->id : 0;
 }
 
+/* The group of who made a socket; 0 where the kernel does not say. */
+static __always_inline __u64 group_of_socket(const struct sock *sk)
+{
+	return bpf_core_field_exists(sk->sk_cgrp_data.cgroup) ? sk->sk_cgrp_data.cgroup->kn->id : 0;
+}
+
 /* ---- How many arguments a tracepoint has here ----
  * The kernel has a typedef of each tracepoint's handler in its BTF, and a type
  * "exists" only if its arguments agree: so a kernel is asked what it has, not
@@ -132,6 +179,13 @@ static __always_inline __u64 group_of(struct task_struct *task)
 /* Before kernel commit a54895fa057c ("block: remove the request_queue to argument
  * request based tracepoints") in v5.11. */
 typedef void (*btf_trace_block_rq_issue___with_queue)(void *, struct request_queue *, struct request *);
+
+/* Since kernel commit 72ba14deb40a ("mm: update mark_victim tracepoints fields") in v6.9,
+ * which stable kernels took too. Before, the tracepoint had the victim's thread id alone. */
+typedef void (*btf_trace_mark_victim___with_task)(void *, struct task_struct *, unsigned int);
+
+/* Since v6.16 of failed retransmissions too, with the error. */
+typedef void (*btf_trace_tcp_retransmit_skb___with_error)(void *, const struct sock *, const struct sk_buff *, int);
 
 /* Since v6.16: whether this thread was the last of its process. */
 typedef void (*btf_trace_sched_process_exit___with_group_dead)(void *, struct task_struct *, bool);

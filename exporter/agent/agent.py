@@ -12,6 +12,7 @@ status      answers ``skep status``
 metrics     posts a snapshot at an interval, if a receiver is configured
 logs        posts events, if a receiver is configured
 lines       writes events as JSON lines, if a target is configured
+(SDK's)     one, gathers and posts spans of all this, if they are wanted
 ==========  ==================================================================
 
 One that ends by a bug is told and started again; the others do not notice. Maps are
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import threading
@@ -35,15 +37,16 @@ from typing import TYPE_CHECKING
 
 from exporter import kernel
 from exporter.config import AgentConfig, settings_from_environment
-from exporter.errors import ExportError, ImageError, PlanError, Problems, SkepError
+from exporter.errors import ExportError, ImageError, KernelError, PlanError, Problems, SkepError
 from exporter.export import prometheus
+from exporter.export.account import Account
 from exporter.export.prometheus import Exposition
 from exporter.export.server import Handlers, MetricsServer, Scrape, UnknownCollectorError
 from exporter.image import Store, default_store_path
 from exporter.model import FrameView, Resource, Snapshot
 from exporter.plan import Plan, check_together
 
-from . import log
+from . import log, tracing
 from .events import WAIT_S, EventReader, Ledger
 from .fdstore import PREFIX, DescriptorStore
 from .identity import detect_resource
@@ -86,6 +89,7 @@ class Options:
         web_config: File that says who may ask; None for everybody, in the clear.
         systemd_socket: Serve on what systemd passed instead of on the addresses.
         status_socket: Where ``skep status`` asks; None for nowhere.
+        exporter_metrics: Whether metrics of this process and its scrapes are among them.
     """
 
     listen_addresses: tuple[str, ...] = (":19435",)
@@ -94,6 +98,7 @@ class Options:
     web_config: Path | None = None
     systemd_socket: bool = False
     status_socket: Path | None = None
+    exporter_metrics: bool = True
 
 
 class Agent:
@@ -127,6 +132,7 @@ class Agent:
         self._notifier = Notifier()
         self._ready = False
         self._told = ""
+        self._online = kernel.online_cpus()
         self._repeats = log.Repeats()
         passed = passed_descriptors()
         self.sockets = [(name, fd) for name, fd in passed if not name.startswith(PREFIX)]
@@ -153,7 +159,7 @@ class Agent:
         self._start_ns = time.time_ns()
         self._outlets = Outlets(self._parts, self._reader, self._ledger, self._take_metrics)
         self._first_outlets = self._outlets.make(config, self.resource)
-        self._own = OwnMetrics(self)
+        self._own = OwnMetrics(self, exporter=options.exporter_metrics)
         self._server = MetricsServer(
             options.listen_addresses,
             Handlers(
@@ -169,6 +175,7 @@ class Agent:
             web_config=options.web_config,
             descriptors=[fd for _, fd in self.sockets] if options.systemd_socket else None,
         )
+        self._statistics: kernel.RunStatistics | None = None
         self._status: StatusServer | None = None
         if options.status_socket is not None:
             try:
@@ -207,8 +214,28 @@ class Agent:
         if self._reload_asked or (self._watch is not None and self._watch.changed()):
             asked, self._reload_asked = self._reload_asked, False
             self.reload("SIGHUP" if asked else "its content changed")
+        self._follow_cpus()
         self._rates.sample(self._ledger.counts())
         self._tell()
+
+    def _follow_cpus(self) -> None:
+        """Have programs that sample every CPU follow those that came or went; an image that is busy waits a turn."""
+        online = kernel.online_cpus()
+        if online == self._online:
+            return
+        done = True
+        for image in self.images:
+            with self._due:
+                if image.name in self._busy:
+                    done = False
+                    continue
+                self._busy.add(image.name)
+            try:
+                image.follow_cpus(online)
+            finally:
+                self._let_go(image)
+        if done:
+            self._online = online
 
     def _start(self) -> None:
         for stop_signal in (signal.SIGTERM, signal.SIGINT):
@@ -225,7 +252,14 @@ class Agent:
             log.warn("no images are configured; add some under images")
         for warning in settings_from_environment(os.environ).warnings:
             log.warn("an OTEL_ variable has no effect", reason=warning)
+        self._measure_runs(self.config.telemetry.bpf_stats)
+        try:
+            self._store.prepare()
+        except ImageError as error:
+            log.warn("images cannot be stored", reason=error)
         self._kept.keep_only({image.name for image in self.images})
+        for left in kernel.sweep():
+            log.info("removed a traffic filter that an agent left behind", interface=left.ifindex, way=left.direction)
         self._rates.sample(self._ledger.counts())
         self._outlets.start(self._first_outlets)
         self._spawn_bring_ups()
@@ -265,6 +299,10 @@ class Agent:
         for image in (*self.images, *self._retired):
             image.stop(leave=leave)
         self._outlets.flush_events(left_s(0.5))
+        left = sum(counts.queued for counts in self._ledger.counts())
+        if left:
+            log.warn("events are lost: their receiver did not let go of them in time", records=left)
+        self._outlets.flush_traces(left_s(0.5))
         self._server.close()
         if self._status is not None:
             self._status.wake()
@@ -293,7 +331,8 @@ class Agent:
             self._notifier.reloading("reloading the configuration")
         self._watch.look()
         try:
-            self._apply(self._source.read())
+            with tracing.span("reload", cause=cause):
+                self._apply(self._source.read())
         except SkepError as error:
             self._reload.fail(one_line(error))
             for problem in error.problems if isinstance(error, Problems) else (error,):
@@ -321,6 +360,7 @@ class Agent:
         around = replace(self._around, registries=config.registries, retry=config.retry)
 
         self.config, self.resource, self._around = config, resource, around
+        self._measure_runs(config.telemetry.bpf_stats)
         self._outlets.start(outlets)
         wanted = {image.name: image for image in config.images if image.enabled}
         with self._due:
@@ -336,6 +376,19 @@ class Agent:
         self._spawn_bring_ups()
         with self._due:
             self._due.notify_all()
+
+    def _measure_runs(self, wanted: bool) -> None:
+        """Have the kernel measure programs, or no longer; what cannot be is told and not needed."""
+        statistics = self._statistics
+        if not wanted:
+            self._statistics = None
+            if statistics is not None:
+                statistics.close()
+        elif statistics is None:
+            try:
+                self._statistics = kernel.RunStatistics()
+            except KernelError as error:
+                log.warn("runs of programs are not measured, as telemetry.bpf_stats would have it", reason=error)
 
     def _retire(self, image: Image) -> None:
         """Stop an image that is no longer configured; one that is being brought up is stopped by who does that."""
@@ -491,9 +544,6 @@ class Agent:
 
     def document(self) -> Document:
         """What ``skep status`` shows."""
-        items: dict[str, dict[str, int]] = {}
-        for (signal_name, outcome), count in self.otlp_items().items():
-            items.setdefault(signal_name, {})[outcome] = count
         counts = self._ledger.counts()
         return {
             "version": DOCUMENT_VERSION,
@@ -506,7 +556,10 @@ class Agent:
             "reload_success_time": self._reload.success_time_s,
             "reload_error": self._reload.error,
             "stuck": self._parts.stuck(),
-            "otlp": items,
+            "otlp": {
+                signal_name: {"accepted": each.accepted, "rejected": each.rejected, "failed": each.failed}
+                for signal_name, each in self.otlp_accounts().items()
+            },
             "lines": dict(self.line_counts()),
             "images": [image.document(counts, self._rates) for image in self.images],
         }
@@ -515,17 +568,25 @@ class Agent:
         """Every image in the order of the configuration."""
         return [image.status() for image in self.images]
 
+    def runs_measured(self) -> bool:
+        """Whether the kernel counts runs of programs and their time."""
+        return self._statistics is not None
+
     def stream_counts(self) -> Sequence[StreamCounts]:
         """Every stream's account at one instant."""
         return self._ledger.counts()
 
-    def otlp_items(self) -> Mapping[tuple[str, str], int]:
-        """Items posted over OTLP."""
-        return self._outlets.otlp_items()
+    def otlp_accounts(self) -> Mapping[str, Account]:
+        """What became of everything posted over OTLP, by signal."""
+        return self._outlets.otlp_accounts()
 
     def line_counts(self) -> Mapping[str, int]:
         """Records by what became of their JSON lines."""
         return self._outlets.line_counts()
+
+    def scrape_requests(self) -> tuple[Mapping[int, int], int]:
+        """Scrapes answered so far by HTTP status, and those being made."""
+        return self._server.scrapes()
 
     def last_reload(self) -> tuple[bool, float]:
         """Whether the last reading of the configuration succeeded, and when one last did."""
@@ -540,10 +601,18 @@ class Agent:
             if name not in names:
                 known = f"configured are {', '.join(names)}" if names else "none is configured"
                 raise UnknownCollectorError(f"image {name!r} is not configured; {known}")
-        with self._snapshot(
-            [i for i in self.images if (i.name in asked.collect or not asked.collect) and i.name not in asked.exclude]
-        ) as snapshot:
-            return prometheus.render(snapshot, self._own.render(asked.exposition), asked.exposition)
+        wanted = [
+            i for i in self.images if (i.name in asked.collect or not asked.collect) and i.name not in asked.exclude
+        ]
+        late: list[str] = []
+        with (
+            tracing.span("scrape", images=len(wanted)) as note,
+            self._snapshot(wanted, asked.deadline_s, late) as snapshot,
+        ):
+            note.set(images_late=len(late))
+            if late and self._repeats.count("late", ",".join(late)):
+                log.warn("a scraper's deadline came before all images were read", images=",".join(late))
+            return prometheus.render(snapshot, self._own.render(asked.exposition, late), asked.exposition)
 
     def _on_web_config(self, problem: str) -> None:
         if problem:
@@ -571,23 +640,45 @@ class Agent:
             export.take(snapshot, families(self._own.families(), self._start_ns))
 
     @contextlib.contextmanager
-    def _snapshot(self, images: Sequence[Image]) -> Iterator[Snapshot]:
-        """Read images and hold them still while the caller encodes."""
+    def _snapshot(
+        self, images: Sequence[Image], deadline_s: float | None = None, late: list[str] | None = None
+    ) -> Iterator[Snapshot]:
+        """Read images and hold them still while the caller encodes.
+
+        Args:
+            images: In the order of the configuration.
+            deadline_s: Monotonic: what is not read by then is left out.
+            late: Takes the names of the images of which that left something out.
+        """
         arrived_s = time.monotonic()
+        end_s = math.inf if deadline_s is None else deadline_s
         frames: list[FrameView] = []
         with contextlib.ExitStack() as held:
             for image in images:
-                program = self._hold(image, held)
-                if program is not None and image.shows(program):
-                    image.read(program, arrived_s)
+                try:
+                    program = self._hold(image, held, end_s)
+                except TimeoutError:
+                    in_time = False
+                else:
+                    if program is None or not image.shows(program):
+                        continue
+                    in_time = image.read(program, arrived_s, end_s)
                     frames += program.frames()
+                if not in_time and late is not None:
+                    late.append(image.name)
             yield Snapshot(time.time_ns(), self.resource, frames)
 
     @staticmethod
-    def _hold(image: Image, held: contextlib.ExitStack) -> Program | None:
-        """Take the lock of what an image runs; while waiting for it, that may have become another version."""
+    def _hold(image: Image, held: contextlib.ExitStack, end_s: float = math.inf) -> Program | None:
+        """Take the lock of what an image runs; while waiting for it, that may have become another version.
+
+        Raises:
+            TimeoutError: somebody else still had it at ``end_s``.
+        """
         while (program := image.program) is not None:
-            program.lock.acquire()
+            left_s = min(end_s - time.monotonic(), threading.TIMEOUT_MAX)
+            if not program.lock.acquire(timeout=max(0.0, left_s)):
+                raise TimeoutError
             if image.program is program:
                 held.callback(program.lock.release)
                 return program

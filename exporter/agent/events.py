@@ -3,7 +3,8 @@
 The reader empties every ring as fast as it can, since a full ring loses records
 where nobody counts. What cannot be queued is dropped here, by rule, and counted.
 The :class:`Ledger` holds received = exported + failed + dropped + queued at every instant:
-a record enters it once, and later only moves.
+a record enters it once, and later only moves. A record of which an event is made is where
+its event is; one that only metrics are made of is exported once it is in their frame.
 """
 
 from __future__ import annotations
@@ -55,14 +56,22 @@ class Ledger:
             self._accounts.setdefault((image, stream), _Account())
 
     def receive(
-        self, image: str, stream: str, *, failed: int = 0, dropped: Mapping[str, int] | None = None, queued: int = 0
+        self,
+        image: str,
+        stream: str,
+        *,
+        exported: int = 0,
+        failed: int = 0,
+        dropped: Mapping[str, int] | None = None,
+        queued: int = 0,
     ) -> None:
-        """Enter records just read, by what became of them."""
+        """Enter records just read, by what became of them; those exported are in a frame already."""
         with self._lock:
             account = self._accounts.setdefault((image, stream), _Account())
+            account.exported += exported
             account.failed += failed
             account.queued += queued
-            account.received += failed + queued
+            account.received += exported + failed + queued
             for reason, count in (dropped or {}).items():
                 if count:
                     account.dropped[reason] = account.dropped.get(reason, 0) + count
@@ -108,21 +117,31 @@ class Parcel:
 
 
 class ParcelQueue:
-    """A queue bounded in bytes; when it is full, what comes is refused."""
+    """A queue bounded in bytes; when it is full, what comes is refused.
+
+    Attributes:
+        limit_records: Bounds it in records too, if it is not 0.
+    """
 
     def __init__(self, limit_bytes: int = QUEUE_LIMIT_BYTES) -> None:
+        self.limit_records = 0
         self._limit_bytes = limit_bytes
         self._bytes = 0
+        self._records = 0
         self._parcels: deque[Parcel] = deque()
         self._changed = threading.Condition()
 
     def put(self, parcel: Parcel) -> bool:
         """Take a parcel, or refuse it."""
         with self._changed:
-            if self._parcels and self._bytes + len(parcel.body) > self._limit_bytes:
+            beyond = self._bytes + len(parcel.body) > self._limit_bytes or (
+                self.limit_records and self._records + parcel.records > self.limit_records
+            )
+            if self._parcels and beyond:  # whatever the limits, one may wait
                 return False
             self._parcels.append(parcel)
             self._bytes += len(parcel.body)
+            self._records += parcel.records
             self._changed.notify()
             return True
 
@@ -131,6 +150,7 @@ class ParcelQueue:
         with self._changed:
             self._parcels.extendleft(reversed(parcels))
             self._bytes += sum(len(parcel.body) for parcel in parcels)
+            self._records += sum(parcel.records for parcel in parcels)
             self._changed.notify()
 
     def wait(self, timeout_s: float) -> bool:
@@ -147,6 +167,7 @@ class ParcelQueue:
                 taken.append(self._parcels.popleft())
                 size += len(taken[-1].body)
             self._bytes -= size
+            self._records -= sum(parcel.records for parcel in taken)
             return taken
 
 
@@ -187,6 +208,8 @@ class Batch(Protocol):
     @property
     def exported(self) -> int: ...
     @property
+    def measured(self) -> int: ...
+    @property
     def dropped(self) -> Mapping[str, int]: ...
     @property
     def otlp(self) -> bytes: ...
@@ -201,6 +224,7 @@ class Stream(Protocol):
     name: str
     scope: Scope
     fill_ratio_max: float
+    ring_lost: int | None
 
     @property
     def ring(self) -> Any: ...  # noqa: ANN401 - a kernel.Map, which only kernel.RingReader looks into
@@ -215,6 +239,7 @@ class Rings(Protocol):
     def wait(self, timeout_s: float) -> bool: ...
     def read(self, index: int, limit_bytes: int = ...) -> bytes: ...
     def fill_ratio(self, index: int) -> float: ...
+    def lost(self, index: int) -> int | None: ...
     def close(self) -> None: ...
 
 
@@ -254,6 +279,7 @@ class EventReader:
                 if present is stream:
                     while self._read(index, stream):
                         pass
+                    stream.ring_lost = self._rings.lost(index)
                     del self._streams[index]
                     self._rings.remove(index)
 
@@ -270,6 +296,7 @@ class EventReader:
         with self._turn:
             for index, stream in self._streams.items():
                 stream.fill_ratio_max = max(stream.fill_ratio_max, self._rings.fill_ratio(index))
+                stream.ring_lost = self._rings.lost(index)
             busy = list(self._streams.items())
             turns = 0
             while busy and turns < TURNS_LIMIT:
@@ -301,10 +328,12 @@ class EventReader:
             return
         if queue is None and lines is None:
             dropped = {**batch.dropped, "no_receiver": batch.exported}
-            self._ledger.receive(image, name, failed=batch.failed, dropped=dropped)
+            self._ledger.receive(image, name, exported=batch.measured, failed=batch.failed, dropped=dropped)
             return
         # Entered first: the sender may settle a parcel the moment it is in the queue.
-        self._ledger.receive(image, name, failed=batch.failed, dropped=batch.dropped, queued=batch.exported)
+        self._ledger.receive(
+            image, name, exported=batch.measured, failed=batch.failed, dropped=batch.dropped, queued=batch.exported
+        )
         if not batch.exported:
             return
         if queue is not None and not queue.put(Parcel(image, name, stream.scope, batch.exported, batch.otlp)):

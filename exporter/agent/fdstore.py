@@ -28,6 +28,7 @@ from typing import Any
 from exporter import kernel
 from exporter.errors import KernelError, SkepError
 from exporter.kernel.adopt import adopt, descriptors_of, view_of
+from exporter.kernel.collection import let_go
 
 from . import log
 from .systemd import Notifier
@@ -109,7 +110,7 @@ class DescriptorStore:
                 self._kept.append(_read_view(key, views[0], roles))
             except (OSError, ValueError, KeyError, TypeError) as error:
                 log.warn("kept descriptors cannot be understood and are let go of", key=key, reason=repr(error))
-                _close([fd for fds in roles.values() for fd in fds])
+                let_go([fd for fds in roles.values() for fd in fds])
                 self._forget(key)
             finally:
                 _close(views)
@@ -154,7 +155,7 @@ class DescriptorStore:
             self._let_go(kept)
 
     def _let_go(self, kept: _Kept) -> None:
-        _close([fd for fds in kept.descriptors.values() for fd in fds])
+        let_go([fd for fds in kept.descriptors.values() for fd in fds])
         self._forget(kept.key)
 
     # ---- what is put there ----

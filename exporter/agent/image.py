@@ -15,23 +15,26 @@ at a time; the rest may be read from anywhere.
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 from exporter.config import ImageConfig, RegistryConfig, RetryConfig
 from exporter.errors import ImageError, KernelError, PlanError, Problems, SkepError
+from exporter.hooks import hook_of
 from exporter.image import Bundle, Store, fetch, parse_reference
 from exporter.plan import Plan
 
-from . import log
+from . import log, tracing
 from .events import EventReader
 from .fdstore import DescriptorStore, Identity
 from .program import Program, Resolve, load, plan_bundle, plan_identity
 from .status import ImageDocument, Rates
-from .telemetry import ImageStatus, StreamCounts
+from .telemetry import ImageStatus, StreamCounts, Upgrades
 
 _FLOOR_S = 0.05
 _EXCLUSIVE = ("xdp", "flow_dissector")
@@ -83,6 +86,9 @@ class Image:
         self._repeats = log.Repeats()
         self._read_error = ""
         self._displaced: PlanError | None = None
+        self._upgrades = 0
+        self._overlap_s = 0.0
+        self._gap_s = 0.0
 
     @property
     def state(self) -> str:
@@ -109,9 +115,11 @@ class Image:
             self._fail(displaced)
             return
         try:
-            bundle, pull_error = self._pull()
-            if not self._runs(bundle):
-                self._replace(bundle)
+            with tracing.span("image.bring_up", image=self.name, ref=self.config.ref) as note:
+                bundle, pull_error = self._pull()
+                note.set(digest=str(bundle.digest), runs_already=self._runs(bundle))
+                if not self._runs(bundle):
+                    self._replace(bundle)
         except SkepError as error:
             self._fail(error)
         except Exception as error:  # a bug of ours is this image's failure, not the agent's
@@ -138,7 +146,9 @@ class Image:
         reference = parse_reference(config.ref)
 
         def get(pull: str) -> Bundle:
-            return fetch(reference, store=around.store, registries=around.registries, pull=pull, stop=around.stop)
+            return fetch(
+                reference, store=around.store, registries=around.registries, pull=pull, stop=around.stop, stage=_stage
+            )
 
         try:
             return get(config.pull), None
@@ -163,7 +173,8 @@ class Image:
         self._bundle = bundle
         old = self.program
         self._progress("loading")
-        plan = plan_bundle(bundle, self.config)
+        with _stage("plan"):
+            plan = plan_bundle(bundle, self.config)
         identity = Identity(self.name, str(bundle.object_digest), plan_identity(plan))
         if old is not None and (str(old.bundle.object_digest), old.identity) == (identity.object, identity.plan):
             # Another digest of the same object, or a change of what does not concern the kernel.
@@ -180,6 +191,8 @@ class Image:
             raise
         for note in plan.notes:
             log.debug("note on the plan", image=self.name, note=note)
+        for name, reason in program.passed_over.items():
+            log.info("alternative not taken", image=self.name, program=name, reason=reason)
         if not plan.tables and not plan.streams:
             log.warn("image exports nothing", image=self.name, reason="; ".join(plan.notes))
         self._read_error = ""
@@ -212,14 +225,13 @@ class Image:
 
     def _loaded(self, bundle: Bundle, plan: Plan, old: Program | None) -> Program:
         """Load it beside what runs; or, on a hook that takes one program only, instead of it."""
-        instead = old is not None and any(_head(program.section) in _EXCLUSIVE for program in old.plan.programs)
+        instead = old is not None and any(_is_exclusive(program.section) for program in old.plan.programs)
         if old is not None and instead:
             self._around.kept.drop(old.key)
             old.key = ""
             old.detach()
         try:
-            with self._around.loading:
-                program = load(bundle, plan, self.config, resolve=self._around.resolve, before=old)
+            program = self._load(bundle, plan, self.config, before=old)
         except SkepError:
             if old is not None and instead:
                 self._load_again(old)
@@ -231,11 +243,18 @@ class Image:
             raise
         return program
 
+    def _load(self, bundle: Bundle, plan: Plan, config: ImageConfig, *, before: Program | None) -> Program:
+        with _stage("loader"):
+            with self._around.loading:
+                program = load(bundle, plan, config, resolve=self._around.resolve, before=before)
+            for name, (began_s, ended_s) in program.collection.stages.items():
+                tracing.past(f"image.{name}", began_s, ended_s)
+        return program
+
     def _load_again(self, old: Program) -> None:
         """The newer version could not attach where the older one had to make room."""
         try:
-            with self._around.loading:
-                again = load(old.bundle, old.plan, old.config, resolve=self._around.resolve, before=old)
+            again = self._load(old.bundle, old.plan, old.config, before=old)
             self._read_rings(again)
         except SkepError as error:
             log.error("the version from before cannot be loaded again", image=self.name, reason=one_line(error))
@@ -266,7 +285,12 @@ class Image:
         """Detach the old version, now that the new one is attached, and let the new one carry its counts on."""
         self._around.kept.drop(old.key)
         old.detach()
-        overlap_s = max(0.0, time.monotonic() - program.loaded_s)
+        # Both were attached, or neither was: on a hook that takes one program the old one went first.
+        overlap_s = max(0.0, old.detached_s - program.attaching_s)
+        gap_s = max(0.0, program.loaded_s - old.detached_s) if not overlap_s else 0.0
+        self._upgrades += 1
+        self._overlap_s += overlap_s
+        self._gap_s += gap_s
         carried = 0
         with old.lock, program.lock:
             try:
@@ -285,6 +309,7 @@ class Image:
             tables_carried=carried,
             tables_new=len(program.plan.tables) - carried,
             overlap_ms=round(overlap_s * 1000, 3),
+            gap_ms=round(gap_s * 1000, 3) or None,
         )
 
     def _reclaim(self) -> None:
@@ -372,16 +397,24 @@ class Image:
         """Whether this program is still the one to show; the caller holds its lock."""
         return self.program is program and self._displaced is None
 
-    def read(self, program: Program, arrived_s: float) -> None:
-        """Read its maps into its frames; the caller holds the program's lock. A failure is told and makes it stale."""
+    def read(self, program: Program, arrived_s: float, deadline_s: float = math.inf) -> bool:
+        """Read its maps into its frames; the caller holds the program's lock. A failure is told and makes it stale.
+
+        Returns:
+            Whether there was time for all of it before ``deadline_s``; what there was no time for says nothing of
+            the image.
+        """
+        in_time = True
         try:
-            program.read(arrived_s)
+            in_time = program.read(arrived_s, deadline_s)
             error = program.last_read.error
         except Exception as unexpected:  # a bug in one image's decoding must not end the scrape
             error = f"internal error: {unexpected!r}"
             program.give_up_read(arrived_s, error)
             if self._repeats.count("read", error):
                 log.bug("reading an image's maps failed", image=self.name)
+        if not in_time and not error:
+            return False
         if error and self._repeats.count("unreadable", error):
             log.error("maps cannot be read", image=self.name, reason=error)
         elif not error and self._repeats.clear("unreadable"):
@@ -389,6 +422,24 @@ class Image:
         if error != self._read_error:
             self._read_error = error
             self._around.changed()
+        return in_time
+
+    def follow_cpus(self, online: Sequence[int]) -> None:
+        """Sample the CPUs that are online now; the caller keeps this image from being brought up meanwhile."""
+        program = self.program
+        if program is None:
+            return
+        try:
+            changed = program.collection.follow_cpus(online)
+        except KernelError as error:
+            changed = True
+            if self._repeats.count("cpus", str(error)):
+                log.error("a CPU that came online is not sampled", image=self.name, reason=error)
+        if changed:
+            log.info("sampling follows the CPUs", image=self.name, cpus=len(online))
+            self._around.kept.drop(program.key)
+            program.key = ""
+            self._keep(program, Identity(self.name, str(program.bundle.object_digest), program.identity))
 
     def stop(self, *, leave: bool = False) -> None:
         """Detach it; with ``leave`` what systemd holds stays attached and goes on counting."""
@@ -419,7 +470,8 @@ class Image:
         """What ``skep status`` shows of it."""
         program, status = self.program, self.status()
         wait_s = self.due_s - time.monotonic()
-        enabled = {stream.plan.event_name: stream.plan.enabled for stream in program.streams} if program else {}
+        streams = program.streams if program is not None else ()
+        enabled = {stream.name: stream.plan.enabled or stream.plan.metrics for stream in streams}
         return {
             "name": self.name,
             "ref": self.config.ref,
@@ -436,7 +488,13 @@ class Image:
             "series_limit": self.config.limits.series,
             "kept_over_restart": program is not None and bool(program.key),
             "programs": [
-                {"name": one.name, "id": one.id, "attached": one.attached, "error": one.error}
+                {
+                    "name": one.name,
+                    "id": one.id,
+                    "attached": one.attached,
+                    "error": one.error,
+                    "passed_over": one.passed_over,
+                }
                 for one in (program.collection.programs if program is not None else ())
             ],
             "streams": [
@@ -462,9 +520,15 @@ class Image:
     def status(self) -> ImageStatus:
         """What there is to tell."""
         program, bundle = self.program, self._bundle
+        upgrades = Upgrades(self._upgrades, self._overlap_s, self._gap_s)
         if program is None:
             return ImageStatus(
-                self.name, self.config.ref, self.state, self.digest, pull_failures=dict(self._pull_failures)
+                self.name,
+                self.config.ref,
+                self.state,
+                self.digest,
+                pull_failures=dict(self._pull_failures),
+                upgrades=upgrades,
             )
         assert bundle is not None
         last = program.last_read
@@ -476,10 +540,13 @@ class Image:
             version=program.bundle.version,
             format=program.bundle.format,
             pull_failures=dict(self._pull_failures),
+            upgrades=upgrades,
             attached=program.attached,
+            usage=program.usage,
             series=program.series,
             folded=program.folded,
             map_entries=dict(program.map_entries),
+            streams={stream.name: bool(stream.plan.lost_map) for stream in program.streams},
             lost=dict(program.lost),
             ring_fill={stream.name: stream.fill_ratio_max for stream in program.streams},
             scrape_s=last.took_s,
@@ -487,13 +554,18 @@ class Image:
         )
 
 
+def _stage(name: str) -> AbstractContextManager[object]:
+    return tracing.span(f"image.{name}")
+
+
 def _essence(config: ImageConfig) -> ImageConfig:
     """All of it but where it stands."""
     return replace(config, file="", line=0)
 
 
-def _head(section: str) -> str:
-    return section.lstrip("?").partition("/")[0].partition(".")[0]
+def _is_exclusive(section: str) -> bool:
+    hook = hook_of(section)
+    return hook is not None and hook.name in _EXCLUSIVE
 
 
 def one_line(error: SkepError) -> str:

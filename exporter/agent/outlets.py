@@ -10,10 +10,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from exporter.config import AgentConfig, JsonEventsConfig, OtlpConfig
+from exporter.export.account import Account
 from exporter.model import Resource, Scope
 
 from . import log
@@ -21,6 +22,7 @@ from .events import EventReader, Ledger, LineAccount, ParcelQueue
 from .lines import LineWriter, open_target
 from .parts import Parts
 from .telemetry import VERSION
+from .tracing import Traces
 
 if TYPE_CHECKING:
     from exporter.export.metrics import MetricsExport
@@ -39,6 +41,7 @@ class _Otlp:
     resource: Resource
     metrics: MetricsDelivery | None
     logs: LogsDelivery | None
+    traces: Traces | None = None
 
 
 def _same_receiver(old: _Otlp, new: _Otlp) -> bool:
@@ -77,7 +80,7 @@ class Outlets:
         self._otlp = _Otlp(OtlpConfig(), Resource(), None, None)
         self._lines = _Lines(JsonEventsConfig(), None)
         self._stops: dict[str, threading.Event] = {}
-        self._items_before: dict[tuple[str, str], int] = {}
+        self._accounts_before: dict[str, Account] = {}
 
     @property
     def writes_lines(self) -> bool:
@@ -104,6 +107,8 @@ class Outlets:
         of_metrics, of_logs = config.of_signal("metrics"), config.of_signal("logs")
         posts_metrics = bool(of_metrics.endpoint) and config.metrics_enabled
         posts_logs = bool(of_logs.endpoint) and config.logs_enabled
+        if config.traces_enabled and config.of_signal("traces").endpoint:
+            made.traces = Traces(config, resource, VERSION)
         if not (posts_metrics or posts_logs):
             return made
         # Protobuf and an HTTP client: 10 MB that an agent which is only scraped does not carry.
@@ -115,9 +120,19 @@ class Outlets:
         if posts_metrics:
             sender = OtlpSender(config, "metrics")
             export = MetricsExport(sender, config.temporality, own_scope=Scope("skep", VERSION))
-            made.metrics = MetricsDelivery(sender, self._take, config.metrics_interval_s, export)
+            made.metrics = MetricsDelivery(
+                sender, self._take, config.metrics_interval_s, export, timeout_s=config.metrics_export_timeout_s
+            )
         if posts_logs:
-            made.logs = LogsDelivery(OtlpSender(config, "logs"), self._queue, self._ledger, resource)
+            made.logs = LogsDelivery(
+                OtlpSender(config, "logs"),
+                self._queue,
+                self._ledger,
+                resource,
+                delay_s=config.logs_delay_s,
+                batch_records=config.logs_batch_records,
+                timeout_s=config.logs_export_timeout_s,
+            )
         return made
 
     def start(self, made: Made, *, deadline_s: float = 2.0) -> None:
@@ -130,9 +145,12 @@ class Outlets:
             self._end(["metrics", "logs"], self._otlp.config.timeout_s + deadline_s)
             self._retire_otlp(deadline_s, hand_on=logs is not None)
             before, self._otlp = self._otlp, made.otlp
+            if made.otlp.traces is not None:
+                made.otlp.traces.start()
             if before.metrics is not None and made.otlp.metrics is not None and _same_receiver(before, made.otlp):
                 # What the receiver knows and is owed: else delta would count again from the beginning.
                 made.otlp.metrics.inherit(before.metrics)
+            self._queue.limit_records = made.otlp.config.logs_queue_records
             self._run_otlp()
         if made.lines is not None:
             self._end(["lines"], deadline_s)
@@ -174,11 +192,22 @@ class Outlets:
         metrics, logs = self._otlp.metrics, self._otlp.logs
         if logs is not None:
             logs.give_back() if hand_on else logs.flush(deadline_s)
+        self.flush_traces(deadline_s)
         for delivery in (metrics, logs):
             if delivery is not None:
                 delivery.close()
-                for key, count in delivery.items().items():
-                    self._items_before[key] = self._items_before.get(key, 0) + count
+                # What is in hand is the next one's, which tells of it.
+                ended = replace(delivery.account(), pending=0)
+                before = self._accounts_before.get(delivery.signal, Account())
+                self._accounts_before[delivery.signal] = before + ended
+
+    def flush_traces(self, deadline_s: float) -> None:
+        """Post the spans there are; none are made any more."""
+        traces, self._otlp.traces = self._otlp.traces, None
+        if traces is not None:
+            traces.stop(deadline_s)
+            before = self._accounts_before.get(traces.signal, Account())
+            self._accounts_before[traces.signal] = before + traces.account()
 
     def stop_threads(self, deadline_s: float) -> None:
         """End all threads; what is queued stays for :meth:`flush_metrics` and :meth:`flush_events`."""
@@ -206,14 +235,13 @@ class Outlets:
             self._otlp.logs.flush(deadline_s)
             self._otlp.logs.close()
 
-    def otlp_items(self) -> Mapping[tuple[str, str], int]:
-        """Items posted over OTLP, by signal and outcome."""
-        items = dict(self._items_before)
-        for delivery in (self._otlp.metrics, self._otlp.logs):
+    def otlp_accounts(self) -> Mapping[str, Account]:
+        """What became of everything posted over OTLP, by signal."""
+        accounts = dict(self._accounts_before)
+        for delivery in (self._otlp.metrics, self._otlp.logs, self._otlp.traces):
             if delivery is not None:
-                for key, count in delivery.items().items():
-                    items[key] = items.get(key, 0) + count
-        return items
+                accounts[delivery.signal] = accounts.get(delivery.signal, Account()) + delivery.account()
+        return accounts
 
     def line_counts(self) -> Mapping[str, int]:
         """Records by what became of their lines; empty if none were ever wanted."""

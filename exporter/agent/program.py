@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import struct
 import threading
 import time
@@ -25,6 +26,8 @@ from exporter.model import FrameView, Scope
 from exporter.plan import InnerSource, Plan, SectionSource, StorageSource, StreamPlan, TablePlan, make_plan
 
 LOAD_DEADLINE_S = 60.0
+WAITING_LIMIT_BYTES = 8 << 20
+"""Records of one ring that may wait while its frames are being shown."""
 
 Resolve = Callable[[str, int], str]
 
@@ -69,13 +72,13 @@ def load(
         name=config.name,
         object=bundle.object,
         programs=tuple(
-            kernel.ProgramRequest(name=p.name, section=p.section, attach=_attach(p.attach)) for p in plan.programs
+            kernel.ProgramRequest(p.name, p.section, _attach(p.attach), p.alternative, p.rank) for p in plan.programs
         ),
         maps=tuple(
-            kernel.MapRequest(name=m.name, clear_value_size=m.clear_value_size, max_entries=m.max_entries)
+            kernel.MapRequest(m.name, clear_value_size=m.clear_value_size, max_entries=m.max_entries, pin=m.pin)
             for m in plan.maps
         ),
-        globals=tuple(kernel.GlobalRequest(section=g.section, offset=g.offset, value=g.value) for g in plan.globals),
+        globals=tuple(kernel.GlobalRequest(g.section, g.offset, g.value, g.ksym) for g in plan.globals),
         read_maps=plan.read_maps,
         enums=plan.enums,
         partial=plan.partial == "run",
@@ -109,13 +112,15 @@ class Program:
     """An image that runs.
 
     Attributes:
-        map_entries: Of each map read: rows at the last read, and rows it can hold.
+        map_entries: Of each map read: rows at the last read, and rows it can hold; not of arrays, always full.
         lost: Of each stream whose program counts them: records it could not put into its ring.
         lock: Held while its frames are read or shown: whoever encodes a frame holds it.
         streams: Its rings; the reader thread owns what they count.
         start_ns: When its maps began to count, ``CLOCK_REALTIME``.
         identity: Of its plan.
-        loaded_s: When it was attached, monotonic; an instant later at most.
+        attaching_s: When attaching its programs began, monotonic.
+        loaded_s: When all were attached, monotonic; an instant later at most.
+        detached_s: When it was detached, monotonic; 0 before.
         key: Under which its descriptors are kept by somebody else, empty if they are not.
 
     Args:
@@ -140,7 +145,8 @@ class Program:
         self.collection = collection
         self.lock = threading.Lock()
         self.last_read = Read()
-        self.loaded_s = time.monotonic()
+        self.attaching_s, self.loaded_s = collection.stages.get("attach") or (time.monotonic(), time.monotonic())
+        self.detached_s = 0.0
         self.start_ns = start_ns = start_ns or time.time_ns()
         self.key = ""
         self.identity = plan_identity(plan)
@@ -151,9 +157,11 @@ class Program:
             self._budget = collect.SeriesBudget(config.limits.series)
         self._folded_before = 0
         self._lost_before: Mapping[str, int] = {}
+        self._usage_before: Mapping[str, kernel.ProgramUsage] = {}
         resolve = _with_stacks(plan, collection, resolve)
         # A map whose metrics keep different labels has several frames; it is read once for all.
         self._frames: dict[str, list[collect.Frame]] = {}
+        self._tallies: dict[str, list[collect.Frame]] = {}  # by ring; fed by its stream
         for table in plan.tables:
             frame = collect.Frame(
                 table,
@@ -161,65 +169,112 @@ class Program:
                 resolve=resolve,
                 budget=self._budget,
                 enums=collection.enums,
-                start_ns=start_ns,
+                # What no map remembers begins here, though the programs may have run before this agent did.
+                start_ns=time.time_ns() if table.records else start_ns,
             )
-            self._frames.setdefault(table.read_map, []).append(frame)
-        self._rows = {table.read_map: _rows_of(table, collection) for table in plan.tables}
+            (self._tallies if table.records else self._frames).setdefault(table.read_map, []).append(frame)
+        self._rows = {table.read_map: _rows_of(table, collection) for table in plan.tables if not table.records}
+        self._feeds = {name: Feed(self.lock, frames) for name, frames in self._tallies.items()}
         self._unreadable: set[str] = set()
         self.map_entries: dict[str, tuple[int, int]] = {}
         self.lost: dict[str, int] = {}
-        self.streams = tuple(Stream(stream, config.name, plan.scope, collection, resolve) for stream in plan.streams)
+        self.streams = tuple(
+            Stream(stream, config.name, plan.scope, collection, resolve, feed=self._feeds.get(stream.map))
+            for stream in plan.streams
+        )
 
     @property
     def attached(self) -> dict[str, bool]:
-        """Each program and whether it is attached."""
-        return {program.name: program.attached for program in self.collection.programs}
+        """Each program that should run, and whether it is attached."""
+        return {p.name: p.attached for p in self.collection.programs if not p.passed_over}
+
+    @property
+    def passed_over(self) -> Mapping[str, str]:
+        """Why programs were left out because another alternative runs."""
+        return {p.name: p.passed_over for p in self.collection.programs if p.passed_over}
+
+    @property
+    def usage(self) -> dict[str, kernel.ProgramUsage]:
+        """What each program has used, together with those of its name that it succeeded."""
+        now = self.collection.usage()
+        none = kernel.ProgramUsage()
+        names = [program.name for program in self.collection.programs]
+        return {
+            name: now.get(name, none) + self._usage_before.get(name, none)
+            for name in names
+            if name in now or name in self._usage_before
+        }
 
     @property
     def not_attached(self) -> str:
         """Why programs are not attached, in one line; empty if all are."""
-        failed = [program for program in self.collection.programs if not program.attached]
+        failed = [program for program in self.collection.programs if program.error]
         return "; ".join(f"program {program.name!r}: {program.error}" for program in failed)
 
-    def read(self, arrived_s: float) -> None:
+    def read(self, arrived_s: float, deadline_s: float = math.inf) -> bool:
         """Read every map into its frames; the caller holds :attr:`lock`.
 
-        A read that began after ``arrived_s`` (monotonic) is as good as another: concurrent scrapes share it. A map that
-        cannot be read keeps its frames out of :meth:`frames` until it can; the other maps are read all the same.
+        A map that cannot be read keeps its frames out of :meth:`frames` until it can; the others are read all the same.
+
+        Args:
+            arrived_s: Monotonic: a read that began later is as good as another, so concurrent scrapes share it.
+            deadline_s: Monotonic: a map that is not read to its end by then is left, and its frames are kept out
+                as well. Nobody shares such a read.
+
+        Returns:
+            Whether every map was tried to its end.
         """
         if self.last_read.took_s is not None and self.last_read.began_s >= arrived_s:
-            return
+            return True
         began_s = time.monotonic()
         now_ns = time.time_ns()
         errors = []
+        in_time = True
+        try:
+            for _ in self.collection.iterate(text=False):
+                pass
+        except SkepError as error:
+            errors.append(str(error))
         for name, frames in self._frames.items():
+            self._unreadable.add(name)
             try:
-                self._read_map(name, frames, now_ns)
+                if self._read_map(name, frames, now_ns, deadline_s):
+                    self._unreadable.discard(name)
+                else:
+                    in_time = False
             except SkepError as error:
                 errors.append(str(error))
-                self._unreadable.add(name)
-            else:
-                self._unreadable.discard(name)
+        for feed in self._feeds.values():
+            feed.pass_time(now_ns)
         for stream in self.streams:
             if stream.plan.lost_map:
                 with contextlib.suppress(SkepError):  # then it shows the last count
                     count = sum_rows(self.collection.maps[stream.plan.lost_map])
                     self.lost[stream.name] = self._lost_before.get(stream.name, 0) + count
-        self.last_read = Read(began_s, time.monotonic() - began_s, "; ".join(errors))
+            elif stream.ring_lost is not None:
+                self.lost[stream.name] = self._lost_before.get(stream.name, 0) + stream.ring_lost
+        took_s = time.monotonic() - began_s
+        self.last_read = Read(began_s if in_time else -math.inf, took_s, "; ".join(errors))
+        return in_time
 
     def give_up_read(self, began_s: float, error: str) -> None:
         """Show nothing until the next read: the last one did not end."""
         self._unreadable.update(self._frames)
         self.last_read = Read(began_s, time.monotonic() - began_s, error)
 
-    def _read_map(self, name: str, frames: Sequence[collect.Frame], now_ns: int) -> None:
+    def _read_map(self, name: str, frames: Sequence[collect.Frame], now_ns: int, deadline_s: float) -> bool:
+        """Read one map; False if there was no time to."""
         source = self._rows[name]
+        if time.monotonic() >= deadline_s:
+            return False
         for frame in frames:
             frame.begin(now_ns)
         rows = 0
         variables = False
         for batch in source.batches():
             rows += batch.count
+            if time.monotonic() >= deadline_s:
+                return False
             for frame in frames:
                 if isinstance(frame.plan.source, SectionSource):
                     variables = True
@@ -228,16 +283,18 @@ class Program:
                     frame.apply(batch.keys, batch.values, batch.count, batch.value_stride, batch.cpus)
         for frame in frames:
             frame.finish()
-        if not variables and source.max_entries:
+        if not variables and source.max_entries and not source.is_array:
             self.map_entries[name] = (rows, source.max_entries)
+        return True
 
     def frames(self) -> list[FrameView]:
         """Give the frames whose maps the last read could read."""
-        return [frame for name, frames in self._frames.items() if name not in self._unreadable for frame in frames]
+        readable = [frames for name, frames in self._frames.items() if name not in self._unreadable]
+        return [frame for frames in (*readable, *self._tallies.values()) for frame in frames]
 
     def tables(self) -> list[tuple[TablePlan, collect.Frame]]:
         """Give each frame with its plan, for showing rows."""
-        frames = {name: iter(frames) for name, frames in self._frames.items()}
+        frames = {name: iter(frames) for name, frames in (self._frames | self._tallies).items()}
         return [(table, next(frames[table.read_map])) for table in self.plan.tables]
 
     def succeed(self, old: Program) -> int:
@@ -255,21 +312,30 @@ class Program:
         left = old.tables()
         carried = 0
         folded = old.folded
-        for frames in self._frames.values():
+        for frames in (self._frames | self._tallies).values():
             for index, frame in enumerate(frames):
                 same = next((one for table, one in left if table == frame.plan and self._enums_like(old, table)), None)
                 if same is None:
                     continue
-                same.forget_rows(now_ns)
+                if not self._shares(old, same.plan.map):
+                    same.forget_rows(now_ns)
                 same.scope = self.plan.scope
                 frames[index] = same
                 left = [(table, one) for table, one in left if one is not same]
                 carried += 1
                 folded -= same.folded_total
-        old._frames = {}
+        for name, feed in old._feeds.items():
+            feed.divert(self._feeds.get(name))
+        old._frames, old._tallies, old._feeds = {}, {}, {}
         self._folded_before = folded
         self._lost_before = dict(old.lost)
+        self._usage_before = old.usage
         return carried
+
+    def _shares(self, old: Program, name: str) -> bool:
+        """Whether a map is pinned, so that both versions count in one: its rows go on as they are."""
+        pins = [{m.name: m.pin for m in plan.plan.maps}.get(name, "") for plan in (self, old)]
+        return bool(pins[0]) and pins[0] == pins[1]
 
     def _enums_like(self, old: Program, table: TablePlan) -> bool:
         """Whether the numbers of the enums in a table's labels mean the same: a module may have come or gone."""
@@ -284,12 +350,14 @@ class Program:
     @property
     def folded(self) -> int:
         """Label sets folded into overflow series so far."""
-        now = sum(frame.folded_total for frames in self._frames.values() for frame in frames)
+        groups = (*self._frames.values(), *self._tallies.values())
+        now = sum(frame.folded_total for frames in groups for frame in frames)
         return self._folded_before + now
 
     def detach(self) -> None:
-        """Detach its programs; its maps can still be read."""
+        """Detach its programs; its maps can still be read. Harmless when repeated."""
         self.collection.detach()
+        self.detached_s = self.detached_s or time.monotonic()
 
     def close(self) -> None:
         """Detach its programs and let go of its maps."""
@@ -300,31 +368,102 @@ class Program:
             self.collection.close()
 
 
+class Feed:
+    """The way of one ring's records into the frames they count in.
+
+    The frames belong to whoever holds the program's lock, which may be a scrape that takes its time; the reader of all
+    rings must not wait for it. So records wait here, and whoever holds the lock next brings them in: the reader
+    itself, or the next scrape before it shows anything. Only when very many wait does the reader wait, too.
+    """
+
+    def __init__(self, lock: threading.Lock, frames: list[collect.Frame]) -> None:
+        self._lock = lock
+        self._frames = frames
+        self._guard = threading.Lock()
+        self._waiting: list[tuple[bytes, int, int]] = []
+        self._waiting_bytes = 0
+        self._before: Feed | None = None
+
+    def take(self, records: bytes, now_ns: int, realtime_minus_monotonic_ns: int) -> None:
+        """Count these records, soon."""
+        with self._guard:
+            self._waiting.append((records, now_ns, realtime_minus_monotonic_ns))
+            self._waiting_bytes += len(records)
+        while True:
+            lock = self._lock
+            if not lock.acquire(blocking=self._waiting_bytes > WAITING_LIMIT_BYTES):
+                return
+            try:
+                if lock is self._lock:  # the frames may have gone to another program meanwhile
+                    self.bring_in()
+                    return
+            finally:
+                lock.release()
+
+    def bring_in(self) -> None:
+        """Count what waits; the caller holds the lock. Raises what the first of several failures was."""
+        if self._before is not None:
+            self._before.bring_in()
+        with self._guard:
+            waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
+        failure: Exception | None = None
+        for records, now_ns, offset in waiting:
+            for frame in self._frames:
+                try:
+                    frame.add(records, now_ns, realtime_minus_monotonic_ns=offset)
+                except Exception as error:  # one batch's bug must not cost the others
+                    failure = failure or error
+        if failure is not None:
+            raise failure
+
+    def pass_time(self, now_ns: int) -> None:
+        """Bring in what waits, and let expire what has not changed for long; the caller holds the lock."""
+        self.bring_in()
+        for frame in self._frames:
+            frame.begin(now_ns)
+            frame.finish()
+
+    def divert(self, heir: Feed | None) -> None:
+        """Let what still comes count in the frames that another program has taken over; both locks are held."""
+        self._before = None
+        self._frames = [frame for frame in self._frames if heir is not None and frame in heir._frames]
+        if heir is not None:
+            self._lock = heir._lock
+            heir._before = self
+
+
 class Stream:
     """One ring of an image and its decoder; fits :class:`exporter.agent.events.Stream`."""
 
     def __init__(
-        self, plan: StreamPlan, image: str, scope: Scope, collection: kernel.Collection, resolve: Resolve
+        self,
+        plan: StreamPlan,
+        image: str,
+        scope: Scope,
+        collection: kernel.Collection,
+        resolve: Resolve,
+        *,
+        feed: Feed | None = None,
     ) -> None:
         self.plan = plan
         self.image = image
         self.name = plan.event_name
         self.scope = scope
         self.fill_ratio_max = 0.0
+        self.ring_lost: int | None = None  # as the kernel counts it; None where it does not
         self.ring = collection.maps[plan.map]
+        self._feed = feed
         self._decoder = collect.RecordDecoder(plan, scope=scope, resolve=resolve, enums=collection.enums)
 
     def decode(self, records: bytes, *, otlp: bool = False, json: bool = False) -> collect.LogBatch:
-        """Decode records just read."""
+        """Decode records just read, and count them in the frames of the ring."""
         now_ns = time.time_ns()
         # Measured each time: wall time is adjusted while the host runs, and it costs a tenth of a microsecond.
-        return self._decoder.decode(
-            records,
-            now_ns=now_ns,
-            realtime_minus_monotonic_ns=now_ns - time.monotonic_ns(),
-            otlp=otlp,
-            json=json,
-        )
+        offset = now_ns - time.monotonic_ns()
+        batch = self._decoder.decode(records, now_ns=now_ns, realtime_minus_monotonic_ns=offset, otlp=otlp, json=json)
+        if self._feed is not None:
+            self._feed.take(records, now_ns, offset)
+        return batch
 
 
 def _with_stacks(plan: Plan, collection: kernel.Collection, resolve: Resolve) -> Resolve:

@@ -32,12 +32,16 @@ _RATE_WINDOW_S = 60.0
 
 
 class ProgramStatus(TypedDict):
-    """One program: ``id`` is the kernel's, ``error`` says why it is not attached."""
+    """One program: ``id`` is the kernel's, ``error`` says why it is not attached.
+
+    ``passed_over`` says why another alternative runs instead, which is no error.
+    """
 
     name: str
     id: int
     attached: bool
     error: str
+    passed_over: str
 
 
 class StreamStatus(TypedDict):

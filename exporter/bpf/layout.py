@@ -95,12 +95,14 @@ class Layout:
         size: Bytes.
         fields: Members of a struct (or union), else the one field named ``""``.
         scalar: Whether the type is no struct.
+        tail: The flexible array a struct ends with, as one element of it; none of ``fields``.
     """
 
     type_name: str
     size: int
     fields: tuple[Field, ...]
     scalar: bool = False
+    tail: Field | None = None
 
     def leaves(self) -> Iterator[Field]:
         """All fields with structs replaced by their members."""
@@ -121,7 +123,7 @@ def layout_of(btf: Btf, type_id: int) -> Layout:
     whole = builder.field("", type_id)
     scalar = not isinstance(entry, Struct | Union)
     fields = (whole,) if scalar or isinstance(entry, Union) else whole.members
-    return Layout(_type_name(btf, type_id), size, fields, scalar)
+    return Layout(_type_name(btf, type_id), size, fields, scalar, builder.tail(type_id))
 
 
 def _type_name(btf: Btf, type_id: int) -> str:
@@ -176,6 +178,20 @@ class _Builder:
             typedefs=tuple(step.name for _, step in typedefs),
             tags=tags + tuple(tag for step_id, _ in typedefs for tag in self.btf.tags(step_id)),
         )
+
+    def tail(self, type_id: int) -> Field | None:
+        """One element of the flexible array that a struct ends with."""
+        *_, (struct_id, entry) = self.btf.chain(type_id)
+        if not isinstance(entry, Struct) or not entry.members:
+            return None
+        index, last = len(entry.members) - 1, entry.members[-1]
+        array = self.btf.resolve(last.type_id)
+        if not last.name or not isinstance(array, Array) or array.count or last.offset_bits % 8:
+            return None
+        if last.offset_bits > self.total_bits:
+            raise self._error(last.name, "lies outside its type")
+        made = self._array(last.name, replace(array, count=1), last.offset_bits)
+        return replace(made, tags=self.btf.tags(struct_id, index)) if made.size_bits else None
 
     def _bare(self, name: str, entry: Type, offset: int, bitfield_bits: int) -> Field:
         match entry:

@@ -25,6 +25,7 @@ from .btf import (
     Datasec,
     Enum,
     Enum64,
+    Func,
     Fwd,
     Member,
     Ptr,
@@ -123,11 +124,12 @@ class MapSpec:
 
 @dataclass(frozen=True, slots=True)
 class ProgramSpec:
-    """A BPF program: its C function, the section that says its type and target, and its size."""
+    """A BPF program: its C function, the section that says its type and target, its size, and its BTF tags."""
 
     name: str
     section: str
     instructions: int
+    tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +247,9 @@ class _ObjectReader:
     def _programs(self) -> tuple[ProgramSpec, ...]:
         """Every global function outside .text, which holds what programs call."""
         found = []
+        tags = {
+            entry.name: self.btf.tags(index) for index, entry in enumerate(self.btf.types) if isinstance(entry, Func)
+        }
         for symbol in self.elf.symbols:
             section = self.elf.sections[symbol.section]
             if symbol.type != "STT_FUNC" or not section.executable or section.name == ".text":
@@ -258,7 +263,13 @@ class _ObjectReader:
                 raise _damaged(
                     f"program {symbol.name!r} is at {symbol.offset}+{symbol.size}, expected multiples of 8 bytes"
                 )
-            found.append((symbol.section, symbol.offset, ProgramSpec(symbol.name, section.name, symbol.size // 8)))
+            found.append(
+                (
+                    symbol.section,
+                    symbol.offset,
+                    ProgramSpec(symbol.name, section.name, symbol.size // 8, tags.get(symbol.name, ())),
+                )
+            )
         return tuple(spec for _, _, spec in sorted(found, key=lambda entry: entry[:2]))
 
     def _license(self) -> str:

@@ -15,10 +15,80 @@ import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import NoReturn
 
 from exporter.errors import Problems, SkepError
 
-FAMILIES = ("agent", "status", "run", "build", "images", "plan", "dashboard", "version")
+FAMILIES = (
+    "agent", "status", "run", "cleanup", "init", "build", "images", "access", "describe", "package",
+    "plan", "dashboard", "doctor", "version",
+)  # fmt: skip
+
+_STRANGERS = {
+    # Of BumbleBee, Docker and the like: what people type, and what does it here.
+    "images": "list",
+    "ls": "list",
+    "ps": "status",
+    "rmi": "images rm",
+    "rm": "images rm",
+    "remove": "images rm",
+    "prune": "images prune",
+    "save": "images export",
+    "load": "images import",
+    "inspect": "describe",
+    "show": "describe",
+    "validate": "check",
+    "start": "agent",
+    "serve": "agent",
+    "daemon": "agent",
+    "help": "--help",
+    "create": "init",
+    "new": "init",
+    "compile": "build",
+    "probe": "doctor",
+    "features": "doctor",
+}
+_OTHER_FLAGS = {
+    # BumbleBee's flags that have no meaning here, and what to do instead.
+    "--insecure": "a registry's certificate is always checked: give its authority with --ca-file",
+    "--build-image": "clang of this machine compiles: leave it out, or set $CLANG",
+    "--builder": "no container is needed to build: leave it out",
+    "--build-script": "clang of this machine compiles: leave it out, flags go to --cflags",
+    "--build-script-out": "clang of this machine compiles: leave it out, flags go to --cflags",
+    "--bee-image": "no base image is needed: leave it out",
+    "--prom-port": "run prints; to serve metrics list the image in a configuration and use skep agent",
+    "--pin-maps": "maps are not pinned: skep agent serves what they hold",
+    "--pin-progs": "programs are not pinned: skep agent keeps them over its restarts",
+    "--hist-buckets": "buckets are said in the C source (SKEP_SLOTS) or the metadata document",
+    "--hist-value-key": "what is observed is said in the C source (SKEP_SLOTS) or the metadata document",
+    "--password": "a password on the command line is seen by every user of the machine: use --password-stdin",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Knows the near misses of its users; wrong usage is status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print usage and what is wrong with it."""
+        words = message.removeprefix("unrecognized arguments: ").split() if "unrecognized" in message else []
+        flags = (word.partition("=")[0] for word in words)
+        hints = [f"{flag}: {_OTHER_FLAGS[flag]}" for flag in flags if flag in _OTHER_FLAGS]
+        self.print_usage(sys.stderr)
+        self.exit(2, "".join(f"{self.prog}: {line}\n" for line in (f"error: {message}", *hints)))
+
+
+def parser() -> argparse.ArgumentParser:
+    """Give the whole command line: every verb with its arguments and their help."""
+    made = _Parser(
+        prog="skep",
+        description="Runs eBPF programs that travel as OCI images and exports what they count.",
+        epilog="'skep VERB --help' tells about one verb.",
+    )
+    made.add_argument("--version", action="store_true", help="show skep's version; 'skep version' shows more")
+    subparsers = made.add_subparsers(title="verbs", metavar="VERB", dest="verb", parser_class=_Parser)
+    for family in FAMILIES:
+        import_module(f"exporter.cli.{family}").register(subparsers)
+    return made
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,13 +97,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: Without the program's name; default the process's.
     """
-    parser = argparse.ArgumentParser(
-        prog="skep", description="Runs eBPF programs that travel as OCI images and exports what they count."
-    )
-    subparsers = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    for family in FAMILIES:
-        import_module(f"exporter.cli.{family}").register(subparsers)
-    args = parser.parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    whole = parser()
+    _check_verb(whole, words)
+    args = whole.parse_args(words)
+    if args.verb is None:
+        if not args.version:
+            whole.error("no verb is given; skep --help lists them")
+        from exporter.resources import version
+
+        print(f"skep {version()}")
+        return 0
     try:
         status = int(args.run(args))
         sys.stdout.flush()
@@ -47,6 +121,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     return status
+
+
+def _check_verb(whole: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    """Answer a verb that does not exist with the one that was meant."""
+    verb = next((word for word in words if not word.startswith("-")), "")
+    [action] = [one for one in whole._actions if isinstance(one, argparse._SubParsersAction)]
+    if not verb or verb in action.choices:
+        return
+    import difflib
+
+    near = difflib.get_close_matches(verb, action.choices, n=1, cutoff=0.6)
+    meant = _STRANGERS.get(verb) or (near[0] if near else "")
+    whole.error(f"{verb!r} is no verb; " + (f"did you mean 'skep {meant}'?" if meant else "skep --help lists them"))
 
 
 def report(error: SkepError) -> int:

@@ -9,8 +9,10 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from exporter.config import AgentConfig, config_files, json_schema, load, parse_duration
+if TYPE_CHECKING:
+    from exporter.config import AgentConfig
 
 DEFAULT_FILE = Path("/etc/skep/agent.yaml")
 DEFAULT_ADDRESS = ":19435"
@@ -56,6 +58,13 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         type=_count,
         default=40,
         help="scrapes answered at a time, 0 for no limit (default: 40)",
+    )
+    agent.add_argument(
+        "--web.disable-exporter-metrics",
+        dest="disable_exporter_metrics",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="leave out metrics of the process and of its scrapes (process_*, skep_scrape_requests_*)",
     )
     agent.add_argument(
         "--config.check-interval",
@@ -123,6 +132,8 @@ def _count(text: str) -> int:
 
 
 def _duration(text: str) -> float:
+    from exporter.config import parse_duration
+
     try:
         return parse_duration(text)
     except ValueError as error:
@@ -135,21 +146,24 @@ def read_configuration(files: list[Path]) -> AgentConfig:
     Raises:
         ConfigError, Problems: everything that is wrong.
     """
-    from exporter.image import parse_reference  # noqa: PLC0415 - only these two verbs read references
+    from exporter.config import load
+    from exporter.image import parse_reference
 
     return load(files, name_of=lambda ref: parse_reference(ref).default_name)
 
 
 def _agent(args: argparse.Namespace) -> int:
+    from exporter.config import config_files
+
     def files() -> list[Path]:
         return config_files(args.config_file, args.config_dir)
 
     config = read_configuration(files())
     # Everything the agent stands on, some 60 MB of it; not for the other verbs.
-    from exporter.agent import Agent, Options  # noqa: PLC0415
-    from exporter.agent.log import configure  # noqa: PLC0415
-    from exporter.agent.reload import ConfigSource  # noqa: PLC0415
-    from exporter.agent.status import default_socket  # noqa: PLC0415
+    from exporter.agent import Agent, Options
+    from exporter.agent.log import configure
+    from exporter.agent.reload import ConfigSource
+    from exporter.agent.status import default_socket
 
     configure(args.log_level, args.log_format)
     status_socket: Path | None = default_socket()
@@ -162,12 +176,15 @@ def _agent(args: argparse.Namespace) -> int:
         web_config=args.web_config,
         systemd_socket=args.systemd_socket,
         status_socket=status_socket,
+        exporter_metrics=not args.disable_exporter_metrics,
     )
     source = ConfigSource(files, lambda: read_configuration(files()), args.check_interval_s)
     return Agent(config, options, source).run()
 
 
 def _check(args: argparse.Namespace) -> int:
+    from exporter.config import config_files, json_schema
+
     if args.schema:
         json.dump(json_schema(), sys.stdout, indent=2, ensure_ascii=False)
         print()

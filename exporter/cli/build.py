@@ -15,12 +15,9 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import TYPE_CHECKING, Any
 
 from exporter import resources
-from exporter.bpf import read_object
 from exporter.cli.clang import (
     TARGET_MACROS,
     Clang,
@@ -30,11 +27,12 @@ from exporter.cli.clang import (
     fetching_atomics,
     first_error,
 )
-from exporter.config import ImageConfig
+from exporter.cli.progress import steps
 from exporter.errors import ConfigError, SkepError
-from exporter.image import Digest, Store, default_store_path, host_architecture, parse_reference
-from exporter.image.formats import normalise_architecture
-from exporter.plan import Plan, make_plan
+
+if TYPE_CHECKING:
+    from exporter.image import Digest
+    from exporter.plan import Plan
 
 _DESCRIPTION = "org.opencontainers.image.description"
 _VERSION = "org.opencontainers.image.version"
@@ -66,8 +64,23 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--vmlinux", metavar="ARCH:FILE", action="append", default=[], help="vmlinux.h of an architecture; repeatable"
     )
-    parser.add_argument("--output", metavar="FILE.o", type=Path, help="write this machine's object here; needs no REF")
-    parser.add_argument("--store", metavar="DIR", type=Path, help="where images are kept (default: this user's)")
+    parser.add_argument(
+        "--output",
+        "--output-file",
+        "-o",
+        metavar="FILE.o",
+        type=Path,
+        help="write this machine's object here; needs no REF",
+    )
+    parser.add_argument(
+        "--binary-only", action="store_true", help="make no image, even if REF is given; needs --output"
+    )
+    parser.add_argument(
+        "--local", "-l", action="store_true", help="compile with this machine's clang, as is always done"
+    )
+    parser.add_argument(
+        "--store", "--storage", metavar="DIR", type=Path, help="where images are kept (default: this user's)"
+    )
     parser.add_argument("--catalog", action="store_true", help="build all SRC/NAME/NAME.bpf.c into OCI layout REF")
     parser.set_defaults(run=_run)
 
@@ -78,10 +91,14 @@ def _run(args: argparse.Namespace) -> int:
             raise ConfigError("--catalog needs the OCI layout to write to, after the folder of sources")
         build_catalog(args.source, Path(args.reference), say=print)
         return 0
+    if args.binary_only and not args.output:
+        raise ConfigError("--binary-only needs --output FILE.o, as nothing else would come out")
     if not args.reference and not args.output:
         raise ConfigError("build needs a name for the image (REF), or --output FILE.o for an object without one")
+    from exporter.image import Store, default_store_path, parse_reference
+
     # Before clang runs: a misspelt name should not cost a build.
-    reference = parse_reference(args.reference) if args.reference else None
+    reference = parse_reference(args.reference) if args.reference and not args.binary_only else None
     source = Source(
         path=_existing(args.source, "source"),
         include_dirs=tuple(_existing(path, "include folder") for path in args.include_dirs),
@@ -91,7 +108,8 @@ def _run(args: argparse.Namespace) -> int:
     )
     metadata = read_metadata(args.metadata) if args.metadata else {}
     try:
-        built = build(Clang(), source, metadata, warn=_warn)
+        with steps(source.path.name) as step:
+            built = build(Clang(), source, metadata, warn=_warn, step=step)
     except CompileError as error:
         sys.stderr.write(error.diagnostics)
         raise
@@ -122,7 +140,14 @@ class Built:
     plan: Plan
 
 
-def build(clang: Clang, source: Source, metadata: Mapping[str, Any], *, warn: Callable[[str], None]) -> Built:
+def build(
+    clang: Clang,
+    source: Source,
+    metadata: Mapping[str, Any],
+    *,
+    warn: Callable[[str], None],
+    step: Callable[[str], None] = lambda _: None,
+) -> Built:
     """Compile, read back and plan one source for every architecture it is good for.
 
     Args:
@@ -130,22 +155,28 @@ def build(clang: Clang, source: Source, metadata: Mapping[str, Any], *, warn: Ca
         source: What to compile; ``skep.bpf.h`` is found by itself.
         metadata: The image's ``skep`` document, or empty.
         warn: Gets one line for each architecture that was left out, and why.
+        step: Told what begins, for who waits.
 
     Raises:
         CompileError: for this machine, or where the other's ``vmlinux.h`` was given.
         SkepError: the object cannot be loaded by the kernels asked for, or planned.
     """
+    from exporter.image import host_architecture
+
     source = replace(source, include_dirs=(*source.include_dirs, resources.include_dir()))
     host = host_architecture()
     primary = host if host in TARGET_MACROS else "amd64"
     with tempfile.TemporaryDirectory(prefix="skep-vmlinux-") as work:
+        step(f"compiling for {primary}")
         source, objects = _compile_first(clang, source, primary, Path(work), warn)
         for other in TARGET_MACROS:
             if other == primary:
                 continue
+            step(f"compiling for {other}")
             content = _compile_other(clang, source, primary, other, warn)
             if content is not None:
                 objects[other] = content
+    step("planning what it exports")
     for content in objects.values():
         _check_instructions(source, content)
     return Built(objects, primary, _plan(source, objects, metadata))
@@ -154,6 +185,8 @@ def build(clang: Clang, source: Source, metadata: Mapping[str, Any], *, warn: Ca
 def _compile_first(
     clang: Clang, source: Source, architecture: str, work: Path, warn: Callable[[str], None]
 ) -> tuple[Source, dict[str, bytes]]:
+    from exporter.image import host_architecture
+
     try:
         return source, {architecture: clang.compile(source, architecture)}
     except CompileError as error:
@@ -202,6 +235,10 @@ def _check_instructions(source: Source, content: bytes) -> None:
 
 def _plan(source: Source, objects: Mapping[str, bytes], metadata: Mapping[str, Any]) -> Plan:
     """Plan every object; they must export the same, or what a host shows would hang on its processor."""
+    from exporter.bpf import read_object
+    from exporter.config import ImageConfig
+    from exporter.plan import make_plan
+
     config = ImageConfig(name=source.path.name.removesuffix(".c").removesuffix(".bpf"), ref=str(source.path))
     plans = {
         name: make_plan(read_object(content), config=config, version="", metadata=metadata, possible_cpus=1)
@@ -227,7 +264,9 @@ def summary(plan: Plan) -> list[str]:
             instrument = metric.instrument
             lines.append(f"{instrument.kind.value:9} {instrument.prometheus_name}{f'{{{labels}}}' if labels else ''}")
     for stream in plan.streams:
-        names = ",".join(attribute.name for attribute in stream.attributes)
+        if stream.metrics_only:
+            continue
+        names = ",".join(attribute.name for attribute in (*stream.attributes, *filter(None, [stream.tail])))
         lines.append(f"{'event':9} {stream.event_name}{{{names}}}{'' if stream.enabled else ' (off)'}")
     if not lines:
         lines.append("exports nothing: no map has a kind; name one counter_x, or tag it SKEP_COUNTER")
@@ -240,6 +279,8 @@ def read_metadata(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: not there, not YAML, or not a mapping.
     """
+    import yaml
+
     try:
         document = yaml.safe_load(_existing(path, "metadata").read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -284,6 +325,8 @@ def build_catalog(sources: Path, layout: Path, *, say: Callable[[str], None]) ->
 
 
 def _build_shipped(clang: Clang, folder: Path, layout: Path) -> Digest:
+    from exporter.image import Store, parse_reference
+
     name = folder.name
     path = folder / "metadata.yaml"
     metadata = read_metadata(path) if path.exists() else {}
@@ -315,6 +358,8 @@ def _fingerprint(sources: Path, clang: Clang) -> str:
 
 
 def _vmlinux(options: Iterable[str]) -> dict[str, Path]:
+    from exporter.image.formats import normalise_architecture
+
     found = {}
     for option in options:
         before, colon, after = option.partition(":")

@@ -24,7 +24,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from exporter.bpf.elf import read_elf
 from exporter.errors import SkepError
 
 TARGET_MACROS = {"amd64": "x86", "arm64": "arm64"}
@@ -261,6 +260,8 @@ def fetching_atomics(content: bytes) -> tuple[str, ...]:
     Raises:
         ObjectError: it is no BPF object.
     """
+    from exporter.bpf.elf import read_elf
+
     elf = read_elf(content)
     found: dict[str, None] = {}
     for section in elf.sections:

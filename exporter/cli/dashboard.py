@@ -6,7 +6,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from exporter.dashboard import image_board, render
 from exporter.errors import SkepError
 
 from .plan import Subparsers, add_plan_arguments, planned
@@ -29,6 +28,8 @@ def register(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 
 
 def _dashboard(args: argparse.Namespace) -> int:
+    from exporter.dashboard import image_board, render
+
     plan = planned(args)
     if not plan.tables and not plan.streams:
         notes = "; ".join(plan.notes) or "it has no maps that are metrics or events"

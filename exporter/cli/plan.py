@@ -8,27 +8,14 @@ import enum
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from exporter.bpf import read_object
-from exporter.config import AgentConfig, ImageConfig, config_files, load
 from exporter.errors import ConfigError
-from exporter.image import ReferenceKind, Store, default_store_path, fetch, parse_reference
-from exporter.kernel import possible_cpus
-from exporter.model import Instrument, Kind, prometheus_label
-from exporter.plan import (
-    GlobalPlan,
-    InnerSource,
-    LabelRule,
-    MetricPlan,
-    Plan,
-    SectionSource,
-    StorageSource,
-    StreamPlan,
-    TablePlan,
-    make_plan,
-)
-from exporter.resources import catalog_dir
+
+if TYPE_CHECKING:
+    from exporter.config import AgentConfig, ImageConfig
+    from exporter.model import Instrument
+    from exporter.plan import GlobalPlan, LabelRule, MetricPlan, Plan, StreamPlan, TablePlan
 
 _SHOWN_VALUES = 6
 _SHOWN_BOUNDS = 3
@@ -86,6 +73,13 @@ def _plan(args: argparse.Namespace) -> int:
 
 def planned(args: argparse.Namespace, *, cpus: int = 0) -> Plan:
     """Plan the image that the arguments of :func:`add_plan_arguments` name, for ``cpus`` or this machine's."""
+    from exporter.bpf import read_object
+    from exporter.config import AgentConfig, config_files, load
+    from exporter.image import ReferenceKind, Store, default_store_path, fetch, parse_reference
+    from exporter.kernel import possible_cpus
+    from exporter.plan import make_plan
+    from exporter.resources import catalog_dir
+
     config = load(config_files(args.config_file)) if args.config_file else AgentConfig()
     image = _image(args, config)
     reference = parse_reference(image.ref)
@@ -108,6 +102,9 @@ def planned(args: argparse.Namespace, *, cpus: int = 0) -> Plan:
 
 def _image(args: argparse.Namespace, config: AgentConfig) -> ImageConfig:
     """The image to plan: as configured, or with defaults."""
+    from exporter.config import ImageConfig
+    from exporter.image import parse_reference
+
     if not args.config_file:
         if args.image or not args.reference:
             wants = "--image needs --config" if args.image else "no image is named; give REF, or --config and --image"
@@ -159,11 +156,17 @@ def _lines(plan: Plan) -> Iterator[str]:
         yield from _table(table)
     for stream in plan.streams:
         yield ""
-        yield from _stream(stream)
+        yield from _losses(stream) if stream.metrics_only else _stream(stream)
     yield ""
     yield "programs"
     yield from _columns(
-        [program.name, program.section, _attach(program.attach) if program.attach else ""] for program in plan.programs
+        [
+            program.name,
+            program.section,
+            f"alternative {program.alternative} {program.rank}" if program.alternative else "",
+            _attach(program.attach) if program.attach else "",
+        ]
+        for program in plan.programs
     )
     if plan.globals:
         yield ""
@@ -176,16 +179,23 @@ def _lines(plan: Plan) -> Iterator[str]:
 
 
 def _table(table: TablePlan) -> Iterator[str]:
-    yield _rows(table)
+    if table.records:
+        yield f"ring {table.map}: counted records of {table.value_size} bytes"
+    else:
+        yield _rows(table)
     for metric in table.metrics:
         yield from _metric(metric)
     yield from _labels("labels", table.labels, table.constant_labels)
-    if table.expire_idle:
+    if table.expire_idle and table.records:
+        yield f"  a series that does not change for {table.expire_after_s:g} s is forgotten, and begins anew"
+    elif table.expire_idle:
         yield f"  a series that does not change for {table.expire_after_s:g} s is not shown until it does"
 
 
 def _rows(table: TablePlan) -> str:
     """What is read."""
+    from exporter.plan import InnerSource, SectionSource, StorageSource
+
     if isinstance(table.source, SectionSource):
         count, where = table.source.count, f"{table.source.section}+{table.source.offset}"
         of = f"{count} elements of " if count > 1 else ""
@@ -200,6 +210,8 @@ def _rows(table: TablePlan) -> str:
 
 
 def _metric(metric: MetricPlan) -> Iterator[str]:
+    from exporter.model import Kind
+
     instrument = metric.instrument
     yield f"  {instrument.prometheus_name}"
     parts = [f"OpenTelemetry {instrument.name}", instrument.kind.value]
@@ -223,13 +235,30 @@ def _buckets(instrument: Instrument) -> str:
     return f"{len(instrument.bounds) + 1} buckets, up to {', '.join([*bounds, '+Inf'])}, {total}"
 
 
+_SOURCES = {"ring": "ring", "perf": "perf event array", "queue": "queue", "stack": "stack"}
+
+
+def _lost(stream: StreamPlan) -> str:
+    """Who counts the records that did not fit."""
+    if stream.lost_map:
+        return f"losses counted in map {stream.lost_map}"
+    return "losses counted by the kernel" if stream.source == "perf" else "losses unknown"
+
+
+def _losses(stream: StreamPlan) -> Iterator[str]:
+    """A ring whose records are only counted: its metrics are told already."""
+    lost = _lost(stream)
+    counted = "" if stream.metrics else ", and nothing made of them"
+    yield f"{_SOURCES[stream.source]} {stream.map}: records of {stream.record_size} bytes, {lost}, no events{counted}"
+
+
 def _stream(stream: StreamPlan) -> Iterator[str]:
     off = "" if stream.enabled else ", off"
-    yield f"ring {stream.map}: records of {stream.record_size} bytes"
+    yield f"{_SOURCES[stream.source]} {stream.map}: records of {stream.record_size} bytes"
     yield f"  event {stream.event_name}{off}"
     severity = _SEVERITIES.get(stream.severity, str(stream.severity))
     time = "the record's own time" if stream.time else "the time of reading"
-    lost = f"losses counted in map {stream.lost_map}" if stream.lost_map else "losses unknown"
+    lost = _lost(stream)
     yield f"    severity {severity}, {time}, {lost}, at most {stream.events_per_s} a second"
     if stream.sample_one_in > 1:
         yield f"    one record of {stream.sample_one_in} is exported"
@@ -237,10 +266,13 @@ def _stream(stream: StreamPlan) -> Iterator[str]:
         yield f"    made only where it is enabled: sets global {stream.switch}"
     if stream.description:
         yield f"    {stream.description}"
-    yield from _labels("attributes", stream.attributes, stream.constant_labels)
+    tail = (stream.tail,) if stream.tail else ()
+    yield from _labels("attributes", stream.attributes + tail, stream.constant_labels)
 
 
 def _labels(title: str, rules: Sequence[LabelRule], constant: Sequence[tuple[str, str]]) -> Iterator[str]:
+    from exporter.model import prometheus_label
+
     if not rules and not constant:
         return
     yield f"  {title}"

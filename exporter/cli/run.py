@@ -1,4 +1,4 @@
-"""``skep run``: one image, here and now, as JSON lines.
+"""``skep run``: one image, here and now: on a terminal as tables (:mod:`.live`), else as JSON lines.
 
 A row is a line with ``time``, ``metric``, ``image``, ``attributes`` and ``value``; a histogram
 has ``count``, ``sum`` and ``buckets`` instead, buckets not cumulative. An event is a line with
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import threading
@@ -18,7 +19,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from exporter.config import ImageConfig, parse_duration, parse_value
+from exporter.cli.filters import Filter, Filters, parse_filter
+from exporter.cli.progress import has_rich, transfer
 from exporter.errors import ConfigError, KernelError
 
 if TYPE_CHECKING:
@@ -34,11 +36,21 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = subparsers.add_parser(
         "run",
         help="run one image or object until interrupted, and print what it counts",
-        description="Load one image or local object, and print its rows at an interval and its events as they come, "
-        "as JSON lines, until SIGINT, SIGTERM or --duration. Detaches at the end.",
+        description="Load one image or local object, and show its rows at an interval and its events as they come, "
+        "until SIGINT, SIGTERM or --duration: as tables on a terminal, else as JSON lines. Detaches at the end.",
     )
     parser.add_argument("reference", metavar="FILE-OR-REF", help="FILE.o, catalog:NAME, oci:DIR, or a registry's image")
-    parser.add_argument("--no-tty", action="store_true", help="JSON lines, whatever stdout is; the only form there is")
+    parser.add_argument("--no-tty", action="store_true", help="JSON lines, whatever stdout is")
+    parser.add_argument(
+        "--filter",
+        "-f",
+        metavar="MAP,LABEL,REGEX",
+        dest="filters",
+        action="append",
+        default=[],
+        type=_filter,
+        help="show only rows, or events, of this map with the pattern in this label; repeatable",
+    )
     parser.add_argument(
         "--interval",
         metavar="DURATION",
@@ -62,11 +74,15 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         default="if-not-present",
         help="(default: if-not-present)",
     )
-    parser.add_argument("--store", metavar="DIR", type=Path, help="where images are kept (default: this user's)")
+    parser.add_argument(
+        "--store", "--storage", metavar="DIR", type=Path, help="where images are kept (default: this user's)"
+    )
     parser.set_defaults(run=_run)
 
 
 def _duration(text: str) -> float:
+    from exporter.config import parse_duration
+
     try:
         seconds = parse_duration(text)
     except ValueError as error:
@@ -77,16 +93,26 @@ def _duration(text: str) -> float:
 
 
 def _global(text: str) -> tuple[str, int | bool | float | str]:
+    from exporter.config import parse_value
+
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise argparse.ArgumentTypeError(f"{text!r}; must be NAME=VALUE")
     return name, parse_value(value)
 
 
+def _filter(text: str) -> Filter:
+    try:
+        return parse_filter(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def _run(args: argparse.Namespace) -> int:
-    from exporter.agent.program import load, make_lookup, plan_bundle  # noqa: PLC0415 - the whole path, for this verb only
-    from exporter.image import Store, default_store_path, fetch, parse_reference  # noqa: PLC0415
-    from exporter.kernel import RingReader  # noqa: PLC0415
+    from exporter.agent.program import load, make_lookup, plan_bundle
+    from exporter.config import ImageConfig
+    from exporter.image import Store, default_store_path, fetch, parse_reference
+    from exporter.kernel import RingReader
 
     names = [name for name, _ in args.globals]
     for name in names:
@@ -94,10 +120,13 @@ def _run(args: argparse.Namespace) -> int:
             raise ConfigError(f"--global {name} is given twice")
     reference = parse_reference(args.reference)
     config = ImageConfig(name=reference.default_name, ref=args.reference, pull=args.pull, globals=dict(args.globals))
+    live = _wants_live(args)
     stop = _stop_on_signals()
     store = Store(args.store or default_store_path())
-    bundle = fetch(reference, store=store, pull=args.pull, stop=stop)
+    with transfer("pull") as progress:
+        bundle = fetch(reference, store=store, pull=args.pull, stop=stop, progress=progress)
     plan = plan_bundle(bundle, config)
+    filters = Filters(args.filters, plan)
     if not plan.tables and not plan.streams:
         for note in plan.notes:
             _say(note)
@@ -105,16 +134,49 @@ def _run(args: argparse.Namespace) -> int:
     try:
         if program.not_attached:
             _say(program.not_attached)
+        for name, reason in program.passed_over.items():
+            _say(f"program {name!r} not taken: {reason}")
         _say(f"running {reference}: {sum(program.attached.values())} programs attached; stop with Ctrl-C")
         rings = RingReader()
         try:
-            printer = _Printer(program, rings, sys.stdout.buffer)
-            printer.print_until(stop, args.interval, args.duration)
+            if live:
+                _show(program, rings, filters, stop, args)
+            else:
+                printer = _Printer(program, rings, sys.stdout.buffer, filters)
+                printer.print_until(stop, args.interval, args.duration)
         finally:
             rings.close()
     finally:
         program.close()
     return 0
+
+
+def _wants_live(args: argparse.Namespace) -> bool:
+    """Whether there is a terminal to show tables on; says so if only the extra for it is missing.
+
+    Raises:
+        SkepError: the terminal is too small.
+    """
+    if args.no_tty or not (sys.stdout.isatty() and sys.stdin.isatty()) or os.environ.get("TERM", "dumb") == "dumb":
+        return False
+    if not has_rich():
+        _say("printing JSON lines; for tables install the extra, pip install 'skep[tui]'")
+        return False
+    from exporter.cli.live import check_terminal, terminal_size
+
+    check_terminal(*terminal_size())
+    return True
+
+
+def _show(
+    program: Program, rings: RingReader, filters: Filters, stop: threading.Event, args: argparse.Namespace
+) -> None:
+    from exporter.cli.live import LiveView, losses
+
+    view = LiveView(program, rings, filters)
+    view.show_until(stop, args.interval, args.duration)
+    for line in losses(view, program.lost):
+        _say(line)
 
 
 def _stop_on_signals() -> threading.Event:
@@ -131,8 +193,9 @@ def _say(text: str) -> None:
 class _Printer:
     """Prints one program's rows and events."""
 
-    def __init__(self, program: Program, rings: RingReader, out: BinaryIO) -> None:
+    def __init__(self, program: Program, rings: RingReader, out: BinaryIO, filters: Filters) -> None:
         self._program = program
+        self._filters = filters
         self._rings = rings
         self._out = out
         self._streams: list[tuple[int, Stream]] = [(rings.add(stream.ring), stream) for stream in program.streams]
@@ -161,13 +224,21 @@ class _Printer:
 
     def _print_events(self) -> None:
         for index, stream in self._streams:
+            stream.ring_lost = self._rings.lost(index)
             while records := self._rings.read(index, _READ_BYTES):
                 batch = stream.decode(records, json=True)
-                self._out.write(batch.json)
+                self._out.write(self._filtered(stream, batch.json))
                 self._failed += batch.failed
                 for reason, count in batch.dropped.items():
                     self._dropped[reason] = self._dropped.get(reason, 0) + count
         self._out.flush()
+
+    def _filtered(self, stream: Stream, lines: bytes) -> bytes:
+        map_ = stream.plan.map
+        if not self._filters.touch(map_):
+            return lines
+        kept = (line for line in lines.splitlines(True) if self._filters.keep(map_, json.loads(line)["attributes"]))
+        return b"".join(kept)
 
     def _print_rows(self) -> None:
         with self._program.lock:
@@ -183,6 +254,8 @@ class _Printer:
         for table, frame in self._program.tables():
             names = [metric.instrument.prometheus_name for metric in table.metrics]
             for attributes, values in frame.rows():
+                if not self._filters.keep(table.map, attributes):
+                    continue
                 for name, value in zip(names, values, strict=True):
                     if value is None:
                         continue

@@ -42,7 +42,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _status(args: argparse.Namespace) -> int:
-    from exporter.agent.status import default_socket  # noqa: PLC0415
+    from exporter.agent.status import default_socket
 
     document = ask(args.status_socket or default_socket())
     known = [image["name"] for image in document["images"]]
@@ -131,6 +131,7 @@ _HEAD = ("IMAGE", "STATE", "FOR", "PROGRAMS", "SERIES", "EVENTS/S", "LOST", "VER
 
 def _row(image: ImageDocument, now_s: float) -> tuple[str, ...]:
     programs, streams = image["programs"], image["streams"]
+    programs = [program for program in programs if not program["passed_over"]]
     attached = sum(program["attached"] for program in programs)
     gone = sum(stream["failed"] + sum(stream["dropped"].values()) for stream in streams)
     return (
@@ -157,7 +158,8 @@ def _details(image: ImageDocument, now_s: float) -> Iterator[str]:
         yield f"  counts since {_ago(now_s - image['counting_since'])} ago{kept}"
         yield f"  series: {image['series']} of at most {image['series_limit']}"
     for program in image["programs"]:
-        state = f"attached, id {program['id']}" if program["attached"] else program["error"]
+        told = program["error"] or f"not taken: {program['passed_over']}"
+        state = f"attached, id {program['id']}" if program["attached"] else told
         yield f"  program {program['name']}: {state}"
     for map_ in image["maps"]:
         yield f"  map {map_['name']}: {map_['entries']} of {map_['max_entries']} rows"

@@ -17,8 +17,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _run(_args: argparse.Namespace) -> int:
-    from exporter.kernel import libbpf_version  # noqa: PLC0415 - a native library, needed for this verb only
-    from exporter.resources import version  # noqa: PLC0415
+    from exporter.kernel import libbpf_version
+    from exporter.resources import version
 
     print(f"skep    {version()}")
     print(f"libbpf  {libbpf_version()}")

@@ -3,6 +3,7 @@ from collections.abc import Callable, Sequence
 from typing_extensions import Buffer
 
 from exporter.collect.labels import Compiled, Span
+from exporter.collect.tally import CompiledRecords
 
 class Budget:
     def __init__(self, limit: int) -> None: ...
@@ -17,6 +18,7 @@ class Table:
         *,
         labels: Compiled,
         ops: Sequence[tuple[object, ...]],
+        records: CompiledRecords | None,
         budget: Budget,
         ask: Callable[[str, int], str],
         resolvers: Sequence[str],
@@ -34,6 +36,7 @@ class Table:
     def begin(self, now_ns: int, realtime_minus_monotonic_ns: int) -> None: ...
     def apply(self, keys: Buffer, values: Buffer, count: int, value_stride: int, cpus: int) -> None: ...
     def finish(self) -> None: ...
+    def add(self, records: Buffer, now_ns: int, realtime_minus_monotonic_ns: int) -> None: ...
     def view(self) -> object: ...
     @property
     def live(self) -> int: ...
@@ -59,7 +62,9 @@ class Stream:
         events_per_s: int,
         sample_one_in: int,
         enabled: bool,
+        measured: bool,
+        tail: tuple[int, int, int, Span, Span] | None,
     ) -> None: ...
     def decode(
         self, records: Buffer, now_ns: int, realtime_minus_monotonic_ns: int, otlp: bool, json: bool
-    ) -> tuple[int, int, int, int, int, int, bytes, bytes]: ...
+    ) -> tuple[int, int, int, int, int, int, int, bytes, bytes]: ...

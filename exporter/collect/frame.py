@@ -12,6 +12,9 @@ Python object is made for a row or a series::
 kernel. After a read that failed halfway it must not be called; what was applied
 stays, and the next read begins anew.
 
+A frame of a ring (``TablePlan.records``) takes records instead, whenever there are some, with
+:meth:`Frame.add`; ``begin`` and ``finish`` then only let time pass: series expire, gaps are closed.
+
 A frame belongs to one owner, which holds one lock around a whole read and around
 everything a reader does with :meth:`Frame.view`. The frame itself locks nothing,
 and its calls release the GIL. Only the :class:`SeriesBudget` may be shared with
@@ -30,6 +33,7 @@ from exporter.collect import _frame
 from exporter.collect.histogram import compile_values
 from exporter.collect.labels import ATTRIBUTE_OF_POINT, Resolve, Value, compile_labels
 from exporter.collect.limits import SeriesBudget
+from exporter.collect.tally import compile_records
 from exporter.model import CellType, Instrument, Kind, Scope
 from exporter.plan.plan import TablePlan
 
@@ -69,22 +73,26 @@ class Frame:
         self._scope = scope
         self._instruments = tuple(metric.instrument for metric in plan.metrics)
         self._shows_time = any(rule.decoder == "time" for rule in plan.labels)
-        ops = compile_values(plan)
+        records, rules, key_size = None, plan.labels, plan.key_size
+        if plan.records:
+            records, rules = compile_records(plan)
+            key_size = len(records.mask)
         labels = compile_labels(
-            plan.labels,
+            rules,
             plan.constant_labels,
-            size=plan.key_size,
+            size=key_size,
             subject=f"map {plan.map!r}",
             tag=ATTRIBUTE_OF_POINT,
             enums=enums or {},
         )
         self._table = _frame.Table(
             labels=labels,
-            ops=[op.native() for op in ops],
+            ops=[] if plan.records else [op.native() for op in compile_values(plan)],
+            records=records,
             budget=budget.native,
             ask=resolve,
             resolvers=labels.resolvers,
-            key_size=plan.key_size,
+            key_size=key_size,
             value_size=plan.value_size,
             cells=max((one.first_cell + one.cells for one in self._instruments), default=0),
             instruments=len(self._instruments),
@@ -141,6 +149,22 @@ class Frame:
             Exception: whatever ``resolve`` raised; the rows before that one are applied.
         """
         self._table.apply(keys, values, count, value_stride, cpus)
+
+    def add(self, records: Buffer, now_ns: int, *, realtime_minus_monotonic_ns: int | None = None) -> None:
+        """Count records, of a frame that is fed with them; those shorter than their type are passed over.
+
+        Args:
+            records: Any number of whole records, framed as ``record.h`` says.
+            now_ns: ``CLOCK_REALTIME``.
+            realtime_minus_monotonic_ns: For labels that show a time of the kernel's clock; measured if not given.
+
+        Raises:
+            ValueError: the framing is damaged; the records before that are counted.
+            Exception: whatever ``resolve`` raised; the records before that one are counted.
+        """
+        if realtime_minus_monotonic_ns is None:
+            realtime_minus_monotonic_ns = time.time_ns() - time.monotonic_ns() if self._shows_time else 0
+        self._table.add(records, now_ns, realtime_minus_monotonic_ns)
 
     def finish(self) -> None:
         """All rows were brought: forget those that are gone, hide or remove what expired."""

@@ -39,15 +39,21 @@ class ValueOp:
 
     def native(self) -> tuple[Bits, int, int, int, bool, Bits | None, int]:
         """As ``_frame.Table`` takes it."""
-        slot = _bits(self.slot) if self.slot is not None else None
-        return _bits(self.bits), self.count, self.cell, int(self.cell_type), self.is_gauge, slot, self.slot_count
+        slot = native_bits(self.slot) if self.slot is not None else None
+        return native_bits(self.bits), self.count, self.cell, int(self.cell_type), self.is_gauge, slot, self.slot_count
 
 
-def _bits(rule: ValueRule) -> Bits:
+def native_bits(rule: ValueRule) -> Bits:
+    """As ``_frame`` takes it."""
     return rule.offset_bits, rule.size_bits, rule.signed, rule.is_float
 
 
-def _checked(rule: ValueRule, *, count: int, size: int, cell_type: CellType, where: str) -> ValueRule:
+def checked(rule: ValueRule, *, count: int, size: int, cell_type: CellType, where: str) -> ValueRule:
+    """The rule, if its numbers lie inside ``size`` bytes and fit the cells.
+
+    Raises:
+        PlanError: they do not.
+    """
     if rule.offset_bits < 0 or not 1 <= rule.size_bits <= 64 or rule.offset_bits + count * rule.size_bits > size * 8:
         raise PlanError(
             f"{where}: {count} times {rule.size_bits} bits at bit {rule.offset_bits} do not lie inside {size} bytes; "
@@ -65,7 +71,7 @@ def _metric_ops(metric: MetricPlan, table: TablePlan) -> list[ValueOp]:
     if instrument.kind is not Kind.HISTOGRAM:
         if metric.value is None:
             raise PlanError(f"{where}: a {instrument.kind.value} has no value rule; expected one")
-        value = _checked(metric.value, count=1, size=size, cell_type=cell_type, where=where)
+        value = checked(metric.value, count=1, size=size, cell_type=cell_type, where=where)
         return [ValueOp(value, 1, first, cell_type, is_gauge=instrument.kind is Kind.GAUGE)]
     if rule is None or (rule.slot is None) == (rule.slots is None):
         raise PlanError(f"{where}: a histogram needs slots either in its key or in its value; expected exactly one")
@@ -75,16 +81,16 @@ def _metric_ops(metric: MetricPlan, table: TablePlan) -> list[ValueOp]:
         )
     ops = []
     if rule.slots is not None:
-        slots = _checked(rule.slots, count=rule.slot_count, size=size, cell_type=CellType.U64, where=where)
+        slots = checked(rule.slots, count=rule.slot_count, size=size, cell_type=CellType.U64, where=where)
         ops.append(ValueOp(slots, rule.slot_count, first, CellType.U64))
     else:
         if rule.count is None or rule.slot is None:
             raise PlanError(f"{where}: slots in the key and no count in the value; expected both")
-        slot = _checked(rule.slot, count=1, size=table.key_size, cell_type=CellType.U64, where=where)
-        count = _checked(rule.count, count=1, size=size, cell_type=CellType.U64, where=where)
+        slot = checked(rule.slot, count=1, size=table.key_size, cell_type=CellType.U64, where=where)
+        count = checked(rule.count, count=1, size=size, cell_type=CellType.U64, where=where)
         ops.append(ValueOp(count, 1, first, CellType.U64, slot=slot, slot_count=rule.slot_count))
     if rule.sum is not None and instrument.has_sum:
-        total = _checked(rule.sum, count=1, size=size, cell_type=cell_type, where=where)
+        total = checked(rule.sum, count=1, size=size, cell_type=cell_type, where=where)
         ops.append(ValueOp(total, 1, first + rule.slot_count, cell_type))
     return ops
 

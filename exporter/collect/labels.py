@@ -43,12 +43,13 @@ ATTRIBUTE_OF_LOG = 0x32
 
 # Numbers are shared with ``enum skep_decoder`` in labels.h.
 _CODES = {
-    "uint": 0, "int": 1, "bool": 2, "float": 3, "hex": 4, "string": 5, "bytes": 6, "enum": 7, "errno": 7, "syscall": 7,
-    "signal": 7, "ipv4": 8, "ipv6": 9, "ip": 10, "port": 11, "port_be": 12, "duration": 13, "time": 14,
+    "uint": 0, "int": 1, "natural": 1, "bool": 2, "float": 3, "hex": 4, "string": 5, "bytes": 6, "enum": 7, "errno": 7,
+    "syscall": 7, "signal": 7, "ipv4": 8, "ipv6": 9, "ip": 10, "port": 11, "port_be": 12, "duration": 13, "time": 14,
 } | dict.fromkeys(SLOW, 15) | {"prefix": 40}  # fmt: skip
 _SIGNED = 1
 _MAGNITUDE = 2
-_STACK = 4
+_NATURAL = 4
+_STACK = 8
 _U64 = (1 << 64) - 1
 _WIDE = {"uint", "int", "hex"}
 _PREFIX_BITS_LIMIT = 256 * 8
@@ -167,6 +168,9 @@ def label_value(
         case "uint" | "int":
             value = integer(data, rule, signed=rule.decoder == "int")
             return value if rule.size_bits <= 64 and value < 1 << 63 else str(value)
+        case "natural":
+            value = integer(data, rule, signed=True)
+            return value if value >= 0 else ""
         case "port":
             return integer(data, rule, signed=False)
         case "port_be":
@@ -244,25 +248,26 @@ def field(tag: int, payload: bytes) -> bytes:
     return bytes((tag,)) + varint(len(payload)) + payload
 
 
-def otlp_attributes(pairs: Sequence[tuple[str, Value]], *, tag: int) -> bytes:
+def any_value(value: Value | list[int]) -> bytes:
+    """An ``AnyValue``; in an array a number that 63 bits do not hold is text."""
+    if isinstance(value, bool):
+        return b"\x10" + varint(value)
+    if isinstance(value, int):
+        return b"\x18" + varint(value)
+    if isinstance(value, list):
+        return field(0x2A, b"".join(field(0x0A, any_value(one if one < 1 << 63 else str(one))) for one in value))
+    return field(0x0A, value.encode())
+
+
+def otlp_attributes(pairs: Sequence[tuple[str, Value | list[int]]], *, tag: int) -> bytes:
     """Repeated ``KeyValue`` under one field tag; empty values are left out."""
-    out = b""
-    for name, value in pairs:
-        if value == "" and isinstance(value, str):
-            continue
-        if isinstance(value, bool):
-            any_value = b"\x10" + varint(value)
-        elif isinstance(value, int):
-            any_value = b"\x18" + varint(value)
-        else:
-            any_value = field(0x0A, value.encode())
-        out += field(tag, field(0x0A, name.encode()) + field(0x12, any_value))
-    return out
+    shown = [(name, value) for name, value in pairs if value not in ("", [])]
+    return b"".join(field(tag, field(0x0A, name.encode()) + field(0x12, any_value(value))) for name, value in shown)
 
 
-def json_members(pairs: Sequence[tuple[str, Value]]) -> str:
+def json_members(pairs: Sequence[tuple[str, Value | list[int]]]) -> str:
     """``"name":value,…`` without the braces; empty values are left out."""
-    shown = {name: value for name, value in pairs if not (isinstance(value, str) and value == "")}
+    shown = {name: value for name, value in pairs if value not in ("", [])}
     return json.dumps(shown, ensure_ascii=False, separators=(",", ":"))[1:-1]
 
 
@@ -398,12 +403,14 @@ def compile_labels(
         if rule.decoder in SLOW and resolver_of(rule) not in resolvers:
             resolvers.append(resolver_of(rule))
         by_table = _CODES[rule.decoder] == _CODES["enum"]
-        if rule.decoder == "int" or (rule.signed and (by_table or rule.decoder == "duration")):
+        if rule.decoder in ("int", "natural") or (rule.signed and (by_table or rule.decoder == "duration")):
             flags |= _SIGNED
         if rule.decoder == "errno":
             flags |= _MAGNITUDE
         if rule.stack is not None:
             flags |= _STACK
+        if rule.decoder == "natural":
+            flags |= _NATURAL
         if by_table:
             texts = table_of(rule, enums, machine)
             table += [(value, pool.add(texts[value].encode())) for value in sorted(texts)]

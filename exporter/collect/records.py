@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 from exporter.collect import _frame
 from exporter.collect.labels import (
     ATTRIBUTE_OF_LOG,
+    Compiled,
     Resolve,
+    Span,
     Value,
     compile_labels,
     json_members,
@@ -31,14 +33,17 @@ from exporter.plan.plan import StreamPlan
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+Pairs = Sequence[tuple[str, Value | list[int]]]
 _HEADER = struct.Struct("<QII")
 
 
 @dataclass(frozen=True, slots=True)
 class LogBatch:
-    """What became of some records: ``received = exported + failed + sum(dropped)``.
+    """What became of some records: ``received = exported + measured + failed + sum(dropped)``.
 
     Attributes:
+        exported: Records of which an event is made, here in one or both forms.
+        measured: Good records that only metrics are made of.
         failed: Records shorter than the declared type.
         dropped: By reason: ``rate`` above ``events_per_s``, ``disabled`` of a stream that is only drained,
             ``sample`` of one that exports one record of several.
@@ -48,6 +53,7 @@ class LogBatch:
 
     received: int = 0
     exported: int = 0
+    measured: int = 0
     failed: int = 0
     dropped: Mapping[str, int] = field(default_factory=dict)
     otlp: bytes = b""
@@ -97,6 +103,7 @@ class RecordDecoder:
                 "severity": b"\x10" + varint(plan.severity),
                 "event_name": protobuf_field(0x62, plan.event_name.encode()),
                 "json_name": _json_name(plan, scope).encode(),
+                **_tail_names(plan),
             },
         )
         self._stream = _frame.Stream(
@@ -111,6 +118,8 @@ class RecordDecoder:
             events_per_s=max(plan.events_per_s, 0),
             sample_one_in=max(plan.sample_one_in, 1),
             enabled=plan.enabled,
+            measured=plan.metrics,
+            tail=_native_tail(plan, labels),
         )
 
     def decode(
@@ -129,12 +138,44 @@ class RecordDecoder:
             ValueError: the framing is damaged.
             Exception: whatever ``resolve`` raised.
         """
-        received, exported, failed, by_rate, disabled, sample, otlp_bytes, json_bytes = self._stream.decode(
+        received, exported, failed, by_rate, disabled, sample, measured, otlp_bytes, json_bytes = self._stream.decode(
             records, now_ns, realtime_minus_monotonic_ns, otlp, json
         )
         reasons = (("rate", by_rate), ("disabled", disabled), ("sample", sample))
         dropped = {reason: n for reason, n in reasons if n}
-        return LogBatch(received, exported, failed, dropped, otlp_bytes, json_bytes)
+        return LogBatch(received, exported, measured, failed, dropped, otlp_bytes, json_bytes)
+
+
+_TAIL_CODES = {"uint": 0, "int": 1, "string": 5, "bytes": 6}
+"""Of ``enum skep_decoder`` in labels.h."""
+
+
+def _tail_names(plan: StreamPlan) -> dict[str, bytes]:
+    """How the attribute of a flexible array begins in both formats."""
+    if plan.tail is None:
+        return {}
+    name = json.dumps(plan.tail.name, ensure_ascii=False).encode()
+    return {"tail_otlp": protobuf_field(0x0A, plan.tail.name.encode()), "tail_json": name + b":"}
+
+
+def _native_tail(plan: StreamPlan, labels: Compiled) -> tuple[int, int, int, Span, Span] | None:
+    """``(decoder, offset in bytes, bytes of an element, its name in OTLP, in JSON)``."""
+    tail = plan.tail
+    if tail is None:
+        return None
+    whole = tail.offset_bits % 8 == 0 and tail.offset_bits == plan.record_size * 8
+    if not whole or tail.decoder not in _TAIL_CODES or tail.size_bits not in (8, 16, 32, 64):
+        raise PlanError(
+            f"map {plan.map!r}: tail {tail.name!r} of {tail.size_bits} bits by decoder {tail.decoder!r} at bit "
+            f"{tail.offset_bits} does not follow {plan.record_size} bytes; rebuild the object"
+        )
+    return (
+        _TAIL_CODES[tail.decoder],
+        tail.offset_bits // 8,
+        tail.size_bits // 8,
+        labels.extra["tail_otlp"],
+        labels.extra["tail_json"],
+    )
 
 
 def _json_name(plan: StreamPlan, scope: Scope) -> str:
@@ -163,8 +204,22 @@ def record_time_ns(plan: StreamPlan, data: bytes, *, now_ns: int, realtime_minus
     return wall if 0 < ktime < 1 << 63 and 0 <= wall < 1 << 63 else now_ns
 
 
-def log_record(plan: StreamPlan, pairs: Sequence[tuple[str, Value]], *, time_ns: int, now_ns: int) -> bytes:
-    """One ``LogRecord`` as field 2 of ``ScopeLogs``; ``pairs`` end with the constant labels."""
+def tail_value(plan: StreamPlan, data: bytes) -> str | list[int]:
+    """What the flexible array of a record holds; nothing if it is empty."""
+    assert plan.tail is not None
+    raw, size = data[plan.tail.offset_bits // 8 :], plan.tail.size_bits // 8
+    if plan.tail.decoder == "string":
+        return raw.split(b"\0", 1)[0].decode("utf-8", "replace")
+    if plan.tail.decoder == "bytes":
+        return raw.hex()
+    return [
+        int.from_bytes(raw[at : at + size], "little", signed=plan.tail.decoder == "int")
+        for at in range(0, len(raw) - size + 1, size)
+    ]
+
+
+def log_record(plan: StreamPlan, pairs: Pairs, *, time_ns: int, now_ns: int) -> bytes:
+    """One ``LogRecord`` as field 2 of ``ScopeLogs``; ``pairs`` are the attributes, the tail, the constant labels."""
     return protobuf_field(
         0x12,
         b"\x09"
@@ -178,6 +233,6 @@ def log_record(plan: StreamPlan, pairs: Sequence[tuple[str, Value]], *, time_ns:
     )
 
 
-def json_line(plan: StreamPlan, scope: Scope, pairs: Sequence[tuple[str, Value]], *, time_ns: int) -> bytes:
+def json_line(plan: StreamPlan, scope: Scope, pairs: Pairs, *, time_ns: int) -> bytes:
     """One line with ``time``, ``event``, ``image`` and ``attributes``."""
     return f'{{"time":"{time_text(time_ns)}{_json_name(plan, scope)}{json_members(pairs)}}}}}\n'.encode()

@@ -106,12 +106,37 @@ EVENT = Object(
 ATTACH = Object(
     {
         "target": Key(String(), "Kernel function, tracepoint or symbol instead of the section's."),
-        "interfaces": Key(ListOf(String()), "Network interfaces (XDP, tc)."),
-        "binary": Key(PathText(), "Executable or library (uprobe, USDT)."),
+        "interfaces": Key(ListOf(String()), "Network interfaces (XDP, tc, netkit, socket filter)."),
+        "binary": Key(
+            PathText(names=True),
+            "Executable or library (uprobe, USDT): a path, or a name that the dynamic linker or the shell would find.",
+        ),
         "pid": Key(Int(1, 1 << 22), "Only this process (uprobe, USDT, perf event)."),
-        "cgroup": Key(PathText(), "cgroup directory (cgroup programs)."),
+        "cgroup": Key(
+            String(r"/.*|[^./][^/]*(/.*)?", "an absolute path, or one below the hierarchy's root"),
+            "cgroup directory, from / or from the root of cgroup v2 (cgroup programs); default: that root.",
+        ),
         "frequency_hz": Key(Int(1, 100_000), "Samples per second and CPU (perf event); not together with period."),
         "period": Key(Int(1), "Events per sample (perf event); not together with frequency_hz."),
+        "direction": Key(
+            Choice(("ingress", "egress", "primary", "peer")),
+            "Which way (tc) or which end (netkit), where the section does not say.",
+        ),
+        "family": Key(Choice(("ipv4", "ipv6")), "Protocol family (netfilter); default: both."),
+        "priority": Key(
+            Int(-(1 << 31) + 1, (1 << 31) - 2),
+            "Place among others: of a tc filter 1 to 65535, of netfilter lower first.",
+        ),
+    }
+)
+
+MAP = Object(
+    {
+        "max_entries": Key(Int(1, (1 << 32) - 1), "Entries, or of a ring bytes, instead of the object's own."),
+        "pin": Key(
+            String(r"/.+", "an absolute path"),
+            "Path in the BPF file system: the map that is there is used, else this one is put there, and stays.",
+        ),
     }
 )
 
@@ -139,9 +164,12 @@ IMAGE = Object(
         "metrics": Key(MapOf(*_METRIC_NAME, METRIC), "Changes to single metrics, by Prometheus name."),
         "events": Key(MapOf(*_EVENT_NAME, EVENT), "Changes to single events, by OpenTelemetry name."),
         "globals": Key(
-            MapOf(*_C_NAME, Untyped()), "Values of the program's `const volatile` globals; BTF says their types."
+            MapOf(*_C_NAME, Untyped()),
+            "Values of the program's `const volatile` globals; BTF says their types. ksym:NAME is a kernel symbol's "
+            "address.",
         ),
         "attach": Key(MapOf(*_C_NAME, ATTACH), "Where single programs attach, by the program's C name."),
+        "maps": Key(MapOf(*_C_NAME, MAP), "Changes to single maps, by C name."),
         "limits": Key(Object(LIMITS), "What the image may use; defaults.limits fills what is left out."),
         "expire_after": Key(EXPIRE_AFTER.type, EXPIRE_AFTER.help),
     },
@@ -218,6 +246,10 @@ AGENT = Object(
                                     "What sums and histograms count from: their beginning, or the last post.",
                                     "cumulative",
                                 ),
+                                "export_timeout": Key(
+                                    Duration("100ms", "1d"),
+                                    "How long they are offered if nobody takes them; default: until the next are due.",
+                                ),
                                 **_of_signal(_OTLP_TRANSPORT),
                             },
                             check=_check_client_certificate,
@@ -228,11 +260,31 @@ AGENT = Object(
                         Object(
                             {
                                 "enabled": Key(Bool(), "Whether events are posted as logs.", "true"),
+                                "delay": Key(
+                                    Duration("1ms", "5m"),
+                                    "How long events are gathered before they are posted.",
+                                    "200ms",
+                                ),
+                                "batch_records": Key(
+                                    Int(1, 1_000_000), "Events in one request at most; default: 1 MiB of them."
+                                ),
+                                "queue_records": Key(
+                                    Int(1, 1_000_000_000), "Events that may wait at most; default: 16 MiB of them."
+                                ),
+                                "export_timeout": Key(
+                                    Duration("100ms", "52w"),
+                                    "How long an event is offered to a receiver that is away before it is counted as "
+                                    "failed; default: for ever.",
+                                ),
                                 **_of_signal(_OTLP_TRANSPORT),
                             },
                             check=_check_client_certificate,
                         ),
                         "Events over OTLP.",
+                    ),
+                    "traces": Key(
+                        Object(_of_signal(_OTLP_TRANSPORT), check=_check_client_certificate),
+                        "Spans of the agent's own work over OTLP, with telemetry.traces.",
                     ),
                 },
                 check=_check_client_certificate,
@@ -274,6 +326,25 @@ AGENT = Object(
                 }
             ),
             "Where images are kept.",
+        ),
+        "telemetry": Key(
+            Object(
+                {
+                    "bpf_stats": Key(
+                        Bool(),
+                        "Have the kernel measure how often programs run and for how long. It then reads the clock "
+                        "twice for each run of any BPF program on the host, others' too. Needs CAP_SYS_ADMIN, or the "
+                        "sysctl kernel.bpf_stats_enabled=1.",
+                        "false",
+                    ),
+                    "traces": Key(
+                        Bool(),
+                        "Post spans of the agent's own work (image life, reload, scrape, export) over OTLP.",
+                        "false",
+                    ),
+                }
+            ),
+            "What the agent tells about itself that costs something.",
         ),
     }
 )

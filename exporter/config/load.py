@@ -24,10 +24,12 @@ from .types import (
     ImageConfig,
     JsonEventsConfig,
     Limits,
+    MapConfig,
     MetricConfig,
     RegistryConfig,
     RetryConfig,
     StoreConfig,
+    TelemetryConfig,
 )
 
 NameOf = Callable[[str], str]
@@ -265,14 +267,16 @@ def _build(
     limits = replace(Limits(), **defaults.get("limits", {}))
     expire_after_s = defaults.get("expire_after", ImageConfig.__dataclass_fields__["expire_after_s"].default)
     retry = defaults.get("retry", {})
+    telemetry = dict(values.get("telemetry", {}))
     return AgentConfig(
         images=tuple(_build_image(image.node, value, limits, expire_after_s) for image, value in images),
         registries={host: RegistryConfig(**value) for host, value in values.get("registries", {}).items()},
         retry=RetryConfig(**{f"{name}_s": value for name, value in retry.items()}),
         resource_attributes=values.get("resource", {}).get("attributes", {}),
-        otlp=make_otlp_config(values.get("otlp", {}), environment),
+        otlp=make_otlp_config(values.get("otlp", {}), environment, traces=telemetry.pop("traces", None)),
         json_events=JsonEventsConfig(**values.get("events", {}).get("json", {})),
         store=StoreConfig(**values.get("store", {})),
+        telemetry=TelemetryConfig(**telemetry),
     )
 
 
@@ -292,6 +296,7 @@ def _build_image(node: Node, value: dict[str, Any], limits: Limits, expire_after
         metrics={name: MetricConfig(**item) for name, item in value.get("metrics", {}).items()},
         events={name: EventConfig(**item) for name, item in value.get("events", {}).items()},
         attach={name: AttachConfig(**item) for name, item in value.get("attach", {}).items()},
+        maps={name: MapConfig(**item) for name, item in value.get("maps", {}).items()},
         limits=replace(limits, **value.get("limits", {})),
         expire_after_s=value.get("expire_after", expire_after_s),
         file=ref_node.start_mark.name,

@@ -1,11 +1,8 @@
 """OTLP's settings from two places: ``OTEL_*`` variables under the configuration, which wins.
 
 A variable that cannot be read is as if it were not set, as the specification wants, and a
-warning says so; its value is not repeated, since it may be a secret.
-
-Not honoured, because nothing here corresponds to them: ``OTEL_BLRP_*`` (the queue of
-events is bounded in bytes), attribute limits (attributes are those of the image), and
-histogram aggregations but explicit buckets (they come from the program).
+warning says so; its value is not repeated, since it may be a secret. So does one that is not
+honoured, or not known.
 
 Source: OpenTelemetry specification, "OpenTelemetry Protocol Exporter" and
 "Environment Variable Specification".
@@ -19,9 +16,10 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
+from .schema import did_you_mean
 from .types import OtlpConfig, OtlpSignalConfig
 
-_SIGNALS = ("metrics", "logs")
+_SIGNALS = ("metrics", "logs", "traces")
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _CLIENT_CERTIFICATE = frozenset({"cert_file", "key_file"})
 
@@ -51,8 +49,16 @@ def _milliseconds(value: str) -> float:
     return int(value) / 1000.0
 
 
+def _count(value: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", value) or not int(value):
+        raise ValueError("a number above 0")
+    return int(value)
+
+
 def _boolean(value: str) -> bool:
-    # The specification: only "true" is true; whatever else is false.
+    # The specification: only "true" is true; whatever else is false, and a word that is neither is told.
+    if value.lower() not in ("true", "false"):
+        raise ValueError("true or false")
     return value.lower() == "true"
 
 
@@ -92,14 +98,29 @@ _TRANSPORT: dict[str, tuple[str, Callable[[str], Any]]] = {
 }
 
 
+_OURS = ("OTEL_EXPORTER_OTLP_", "OTEL_BLRP_", "OTEL_METRIC_EXPORT_", "OTEL_LOGRECORD_")
+"""Beginnings of the names that are read here: another name that begins so is a mistake."""
+
+_NOT_HONOURED = {
+    "OTEL_CONFIG_FILE": "the configuration is skep's own, see skep agent --help",
+    "OTEL_EXPERIMENTAL_CONFIG_FILE": "the configuration is skep's own, see skep agent --help",
+    "OTEL_EXPORTER_PROMETHEUS_HOST": "--web.listen-address says where metrics are served",
+    "OTEL_EXPORTER_PROMETHEUS_PORT": "--web.listen-address says where metrics are served",
+    "OTEL_LOG_LEVEL": "--log.level says it",
+    "OTEL_METRICS_EXEMPLAR_FILTER": "there are no exemplars",
+}
+
+
 def settings_from_environment(env: Mapping[str, str]) -> OtlpEnvironment:
     """Read the ``OTEL_*`` variables of OTLP exporters; an empty one is as if it were not set.
 
     ``OTEL_SERVICE_NAME`` and ``OTEL_RESOURCE_ATTRIBUTES`` are of the resource and read where that is made.
     """
     warnings: list[str] = []
+    asked: set[str] = set()
 
     def read(name: str, kind: Callable[[str], Any]) -> Any:  # noqa: ANN401 - the kind's
+        asked.add(name)
         value = env.get(name, "").strip()
         if not value:
             return None
@@ -122,6 +143,11 @@ def settings_from_environment(env: Mapping[str, str]) -> OtlpEnvironment:
             _one_of("cumulative", "delta", "lowmemory"),
         ),
         ("metrics_interval_s", "OTEL_METRIC_EXPORT_INTERVAL", _milliseconds),
+        ("metrics_export_timeout_s", "OTEL_METRIC_EXPORT_TIMEOUT", _milliseconds),
+        ("logs_delay_s", "OTEL_BLRP_SCHEDULE_DELAY", _milliseconds),
+        ("logs_export_timeout_s", "OTEL_BLRP_EXPORT_TIMEOUT", _milliseconds),
+        ("logs_queue_records", "OTEL_BLRP_MAX_QUEUE_SIZE", _count),
+        ("logs_batch_records", "OTEL_BLRP_MAX_EXPORT_BATCH_SIZE", _count),
     ):
         value = read(name, kind)
         if value is not None:
@@ -130,14 +156,19 @@ def settings_from_environment(env: Mapping[str, str]) -> OtlpEnvironment:
     for signal in _SIGNALS:
         # Prometheus is served whatever the environment says, so naming it beside otlp is no mistake.
         exporters = {each.strip().lower() for each in env.get(f"OTEL_{signal.upper()}_EXPORTER", "").split(",")} - {""}
-        if exporters and "otlp" not in exporters:
-            general[f"{signal}_enabled"] = False
+        if exporters:
+            general[f"{signal}_enabled"] = "otlp" in exporters
         warnings += [
             f"environment variable OTEL_{signal.upper()}_EXPORTER names {unknown!r}; known is otlp"
             for unknown in sorted(exporters - {"otlp", "none", "prometheus"})
         ]
     if read("OTEL_SDK_DISABLED", _boolean):
-        general |= {"metrics_enabled": False, "logs_enabled": False}
+        general |= {f"{signal}_enabled": False for signal in _SIGNALS}
+    for name in sorted(name for name, value in env.items() if value.strip() and name not in asked):
+        if name in _NOT_HONOURED:
+            warnings.append(f"environment variable {name} is ignored: {_NOT_HONOURED[name]}")
+        elif name.startswith(_OURS):
+            warnings.append(f"environment variable {name} is not known{did_you_mean(name, tuple(sorted(asked)))}")
     return OtlpEnvironment(general, {signal: given for signal, given in signals.items() if given}, tuple(warnings))
 
 
@@ -153,7 +184,28 @@ def _without(settings: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str,
     return {name: value for name, value in settings.items() if name not in taken}
 
 
-def make_otlp_config(document: Mapping[str, Any], environment: OtlpEnvironment | None = None) -> OtlpConfig:
+_OF_SIGNAL: dict[str, dict[str, str]] = {
+    "metrics": {
+        "enabled": "metrics_enabled",
+        "interval": "metrics_interval_s",
+        "temporality": "temporality",
+        "export_timeout": "metrics_export_timeout_s",
+    },
+    "logs": {
+        "enabled": "logs_enabled",
+        "delay": "logs_delay_s",
+        "queue_records": "logs_queue_records",
+        "batch_records": "logs_batch_records",
+        "export_timeout": "logs_export_timeout_s",
+    },
+    "traces": {},
+}
+"""Keys that only one signal has, and their fields."""
+
+
+def make_otlp_config(
+    document: Mapping[str, Any], environment: OtlpEnvironment | None = None, *, traces: bool | None = None
+) -> OtlpConfig:
     """Merge the configuration's ``otlp`` over the environment.
 
     What the configuration says for both signals also wins over what the environment says for one.
@@ -161,18 +213,15 @@ def make_otlp_config(document: Mapping[str, Any], environment: OtlpEnvironment |
     Args:
         document: The keys of ``otlp`` as they were written, with their values read.
         environment: Nothing of it if not given.
+        traces: What ``telemetry.traces`` says, if anything.
     """
     environment = environment or OtlpEnvironment()
     general = _fields({name: value for name, value in document.items() if name not in _SIGNALS})
-    own: dict[str, Any] = {}
+    own: dict[str, Any] = {} if traces is None else {"traces_enabled": traces}
     signals: dict[str, Any] = {}
     for signal in _SIGNALS:
         given = dict(document.get(signal, {}))
-        for key, name in (
-            ("enabled", f"{signal}_enabled"),
-            ("interval", "metrics_interval_s"),
-            ("temporality", "temporality"),
-        ):
+        for key, name in _OF_SIGNAL[signal].items():
             if key in given:
                 own[name] = given.pop(key)
         given = _fields(given)

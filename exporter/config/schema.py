@@ -207,11 +207,19 @@ class Size(_Scalar):
 
 @dataclass(frozen=True)
 class PathText(_Scalar):
-    """A path; a relative one starts from the directory of the file it is written in."""
+    """A path; a relative one starts from the directory of the file it is written in.
+
+    Attributes:
+        names: Whether text without a slash is not a path but a name that something else looks for.
+    """
+
+    names: bool = False
 
     def parse(self, text: Text) -> str:
         if not text.value or "\0" in text.value:
             raise ValueError(f"{_shown(text)}; must be a path")
+        if self.names and "/" not in text.value:
+            return text.value
         return str(text.directory / text.value)
 
     def json_schema(self) -> JsonSchema:

@@ -58,6 +58,22 @@ class AttachConfig:
     cgroup: str = ""
     frequency_hz: int = 0
     period: int = 0
+    direction: str = ""
+    family: str = ""
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MapConfig:
+    """What the operator changes about one map.
+
+    Attributes:
+        max_entries: Instead of the object's own; 0 leaves it.
+        pin: A path in the BPF file system under which it is shared with whoever else uses that path.
+    """
+
+    max_entries: int = 0
+    pin: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +88,9 @@ class ImageConfig:
         partial: ``run`` or ``refuse``, when some of its programs cannot attach.
         labels: Constant labels on every series and event.
         globals: Values for ``const volatile`` globals by C name, checked against BTF: a bare ``true``
-            or ``false`` is a bool, a bare decimal or ``0x`` number an int or float, all else text.
+            or ``false`` is a bool, a bare decimal or ``0x`` number an int or float, all else text;
+            ``ksym:NAME`` is the address of a kernel symbol.
+        maps: Changes to single maps, by C name.
         expire_after_s: A series unchanged for this long is no longer shown.
         file, line: Where its reference stands, for messages.
     """
@@ -88,6 +106,7 @@ class ImageConfig:
     events: Mapping[str, EventConfig] = field(default_factory=dict)
     globals: Mapping[str, int | bool | float | str] = field(default_factory=dict)
     attach: Mapping[str, AttachConfig] = field(default_factory=dict)
+    maps: Mapping[str, MapConfig] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
     expire_after_s: float = 3600.0
     file: str = ""
@@ -143,7 +162,13 @@ class OtlpConfig:
         protocol: ``http/protobuf`` or ``grpc``.
         insecure: Over gRPC, whether an endpoint without a scheme is spoken to without TLS.
         temporality: ``cumulative``, ``delta``, or ``lowmemory``: histograms as differences, counters cumulative.
-        metrics, logs: What a signal has of its own.
+        metrics_export_timeout_s: How long one instant's metrics are offered; 0 until the next are due.
+        logs_delay_s: How long events are gathered before they are posted.
+        logs_queue_records: Events that may wait; 0 for as many as its bytes hold.
+        logs_batch_records: Events in one request; 0 for as many as its bytes hold.
+        logs_export_timeout_s: How long an event is offered before it has failed; 0 for ever.
+        traces_enabled: Whether the agent posts spans of its own work.
+        metrics, logs, traces: What a signal has of its own.
     """
 
     endpoint: str = ""
@@ -159,13 +184,20 @@ class OtlpConfig:
     logs_enabled: bool = True
     insecure: bool = False
     temporality: str = "cumulative"
+    metrics_export_timeout_s: float = 0.0
+    logs_delay_s: float = 0.2
+    logs_queue_records: int = 0
+    logs_batch_records: int = 0
+    logs_export_timeout_s: float = 0.0
+    traces_enabled: bool = False
     metrics: OtlpSignalConfig = field(default_factory=OtlpSignalConfig)
     logs: OtlpSignalConfig = field(default_factory=OtlpSignalConfig)
+    traces: OtlpSignalConfig = field(default_factory=OtlpSignalConfig)
     endpoint_is_whole: bool = False
 
-    def of_signal(self, signal: Literal["metrics", "logs"]) -> OtlpConfig:
+    def of_signal(self, signal: Literal["metrics", "logs", "traces"]) -> OtlpConfig:
         """Give the settings of one signal, its own in place of the general ones."""
-        own = self.metrics if signal == "metrics" else self.logs
+        own: OtlpSignalConfig = getattr(self, signal)
         settings: dict[str, Any] = {each.name: getattr(own, each.name) for each in fields(own)}
         given = {name: value for name, value in settings.items() if value is not None}
         if not given:
@@ -199,6 +231,17 @@ class StoreConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class TelemetryConfig:
+    """What the agent tells about itself that costs something.
+
+    Attributes:
+        bpf_stats: Whether the kernel is to measure the runs of programs.
+    """
+
+    bpf_stats: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class AgentConfig:
     """A whole configuration, every default applied."""
 
@@ -209,3 +252,4 @@ class AgentConfig:
     otlp: OtlpConfig = field(default_factory=OtlpConfig)
     json_events: JsonEventsConfig = field(default_factory=JsonEventsConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)

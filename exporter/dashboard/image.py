@@ -90,8 +90,12 @@ class _Metric:
     @property
     def count_rate(self) -> str:
         """How often it happened, per second: of a histogram, its observations."""
-        name = f"{self.name}_count" if self.instrument.kind is Kind.HISTOGRAM else self.name
-        return rate(name, *self.matchers)
+        if self.instrument.kind is not Kind.HISTOGRAM:
+            return rate(self.name, *self.matchers)
+        if self.instrument.has_sum:
+            return rate(f"{self.name}_count", *self.matchers)
+        # OpenMetrics, which Prometheus prefers, has no count without a sum.
+        return rate(f"{self.name}_bucket", 'le="+Inf"', *self.matchers)
 
     def level(self, by: Sequence[str]) -> str:
         """What a line of a counter or gauge panel shows."""
@@ -135,7 +139,12 @@ def image_board(plan: Plan) -> Board:
     if plain:
         rows.append(_row("Totals", [_by_host(metric) for metric in plain]))
     if plan.streams:
-        rows.append(_row("Events", [_events(stream) for stream in plan.streams]))
+        rows.append(
+            _row(
+                "Events" if any(not one.metrics_only for one in plan.streams) else "Records",
+                [_events(stream) for stream in plan.streams],
+            )
+        )
     return Board(
         uid=uid(plan.scope.name),
         title=f"skep / {plan.scope.name}",
@@ -190,7 +199,8 @@ def _variables(plan: Plan) -> tuple[Variable, ...]:
         for rule in table.labels:
             if rule.decoder in _CHOOSABLE:
                 instrument = table.metrics[0].instrument
-                suffix = "_count" if instrument.kind is Kind.HISTOGRAM else ""
+                counted = "_count" if instrument.has_sum else "_bucket"
+                suffix = counted if instrument.kind is Kind.HISTOGRAM else ""
                 found.setdefault(_label(rule), Variable(_label(rule), instrument.prometheus_name + suffix))
     return tuple(found.values())[:_VARIABLES]
 
@@ -350,10 +360,10 @@ def _events(stream: StreamPlan) -> Panel:
         ("dropped: {{reason}}", total(rate("skep_events_dropped_total", matcher), ["reason"])),
         ("lost in the ring", total(rate("skep_ring_lost_total", matcher))),
     )
-    off = "" if stream.enabled else " Off unless the configuration turns it on."
+    off = "" if stream.enabled or stream.metrics_only else " Off unless the configuration turns it on."
     text = f"{stream.description} " if stream.description else ""
     return Panel(
-        f"Event {stream.event_name}",
+        f"Ring {stream.event_name}" if stream.metrics_only else f"Event {stream.event_name}",
         f"{text}Records received, and what became of them; lost are those the ring had no room for.{off}",
         "cps",
         tuple(Query(expr, name) for name, expr in parts),

@@ -13,6 +13,7 @@ class Form:
         name: Prometheus name.
         edges: Histogram: ``,le="…"} `` of each count, the last one's ``+Inf``.
         bounds: Histogram: ``explicit_bounds`` as its protobuf field; may be empty.
+        has_count: Histogram: whether its text has a ``_count``.
     """
 
     def __init__(
@@ -27,6 +28,7 @@ class Form:
         name: bytes,
         edges: tuple[bytes, ...],
         bounds: bytes,
+        has_count: bool = True,
     ) -> None: ...
 
 def text(families: Iterable[tuple[bytes, Iterable[tuple[object, Form]]]], tail: bytes) -> bytes:

@@ -56,8 +56,13 @@ def unit_words(instrument: Instrument) -> str:
 
 
 @lru_cache(maxsize=4096)
-def compiled(instrument: Instrument) -> Form:
-    """Compile an instrument for both encoders."""
+def compiled(instrument: Instrument, *, openmetrics: bool = False) -> Form:
+    """Compile an instrument for both encoders.
+
+    Args:
+        instrument: What to compile.
+        openmetrics: For that text, in which a histogram has a count if and only if it has a sum.
+    """
     edges: tuple[bytes, ...] = ()
     bounds = b""
     if instrument.kind is Kind.HISTOGRAM:
@@ -75,4 +80,5 @@ def compiled(instrument: Instrument) -> Form:
         name=instrument.prometheus_name.encode(),
         edges=edges,
         bounds=bounds,
+        has_count=instrument.has_sum or not openmetrics,
     )

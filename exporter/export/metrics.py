@@ -156,13 +156,13 @@ class MetricsExport:
 
     @property
     def in_hand(self) -> int:
-        """Points of requests that have no final answer."""
-        return sum(request.items for request in self._requests)
+        """Points of requests that have no final answer. From any thread."""
+        return sum(request.items for request in list(self._requests))
 
     @property
     def forgotten(self) -> int:
-        """Series so far whose end, or last gains, were not told for they were too many."""
-        return self._forgotten + sum(table.sent.forgotten for table in self._tables.values())
+        """Series so far whose end, or last gains, were not told for they were too many. From any thread."""
+        return self._forgotten + sum(table.sent.forgotten for table in list(self._tables.values()))
 
     @property
     def memory_bytes(self) -> int:

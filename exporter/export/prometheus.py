@@ -2,15 +2,15 @@
 
 A family's header is written once and all its samples follow, whichever frames
 they come from; a sample is one copy of the series' label text and its number, and is the
-same bytes in every format. Counters and gauges whose scale is a power of ten, and
+same bytes in every format that has it. Counters and gauges whose scale is a power of ten, and
 bucket edges, are printed as exact decimals; other numbers as the shortest text that
 reads back the same.
 
 What differs is the header and the end. OpenMetrics names a counter's family without
 ``_total``, says the unit where the family's name ends in it, and closes with ``# EOF``.
 All of our names are valid in the oldest format, so 1.0.0, which would quote others, differs in
-its content type alone. Where the program kept no sum a histogram has a ``_count`` all the same,
-also in OpenMetrics, which would have neither or both: a series is not lost to the choice of a format.
+its content type alone. Where the program kept no sum OpenMetrics has no ``_count`` either, only buckets, of
+which the last says the same: one without the other makes strict parsers refuse the whole scrape.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ def render(snapshot: Snapshot, own: bytes = b"", exposition: Exposition = Exposi
             view = views.get(id(frame))
             if view is None:
                 view = views[id(frame)] = frame.view()
-            forms.append((view, compiled(instrument)))
+            forms.append((view, compiled(instrument, openmetrics=exposition.is_openmetrics)))
         parts.append((families.header(name, exposition), forms))
     return text(parts, own.removesuffix(_END) + _END if exposition.is_openmetrics else own)
 

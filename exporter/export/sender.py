@@ -17,38 +17,20 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 from exporter.config import OtlpConfig
 from exporter.errors import ExportError
 
+from .account import Account
 from .outcome import Outcome, Signal, Verdict
 
 __all__ = ["Account", "OtlpSender", "Outcome", "Signal", "Transport", "Verdict"]
 
 _BACKOFF_FIRST_S = 1.0
 _BACKOFF_MAX_S = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class Account:
-    """Everything a sender was given, by what became of it; items given = accepted + rejected + failed.
-
-    Attributes:
-        accepted: Items the receiver took.
-        rejected: Items it refused for good, in part or with their whole request.
-        failed: Items given up on: unavailable until the deadline, or stopped.
-        requests: Attempts by cause (:attr:`Outcome.cause`, ``"ok"`` for success).
-        sent_bytes: Bodies as they were handed over, every attempt; of gRPC before compression.
-    """
-
-    accepted: int = 0
-    rejected: int = 0
-    failed: int = 0
-    requests: Mapping[str, int] = field(default_factory=dict)
-    sent_bytes: int = 0
 
 
 class Transport(Protocol):
@@ -159,12 +141,11 @@ class OtlpSender:
         rejected = min(outcome.rejected_items, items) if outcome.accepted else 0
         with self._lock:
             was = self._account
-            self._account = Account(
+            self._account = replace(
+                was,
                 accepted=was.accepted + (items - rejected if outcome.accepted else 0),
                 rejected=was.rejected + (items if outcome.verdict is Verdict.REJECTED else rejected),
                 failed=was.failed + (items if outcome.verdict in (Verdict.UNAVAILABLE, Verdict.STOPPED) else 0),
-                requests=was.requests,
-                sent_bytes=was.sent_bytes,
             )
 
     def _attempt(self, prepared: bytes, stop: threading.Event) -> Outcome:
@@ -172,12 +153,11 @@ class OtlpSender:
         if wait_s > 0 and not stop.is_set():
             message = f"{self.url} asked for no attempt in the next {wait_s:.0f} s"
             return Outcome(Verdict.UNAVAILABLE, retry_after_s=wait_s, message=message, cause="retry_after")
+        began_s = time.monotonic()
         outcome = self._transport.exchange(prepared, stop)
+        took_s = time.monotonic() - began_s
         if outcome.retryable and outcome.retry_after_s:
             self._not_before_s = time.monotonic() + outcome.retry_after_s
-        cause = outcome.cause or "ok"
         with self._lock:
-            was = self._account
-            requests = {**was.requests, cause: was.requests.get(cause, 0) + 1}
-            self._account = Account(was.accepted, was.rejected, was.failed, requests, was.sent_bytes + len(prepared))
+            self._account = self._account.attempted(outcome.cause or "ok", len(prepared), took_s)
         return outcome

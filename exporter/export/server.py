@@ -134,6 +134,7 @@ class _Gate:
         self._scrapes = 0
         self._sending_bytes = 0
         self._active = 0
+        self._answered: dict[int, int] = {HTTPStatus.OK: 0}
         self._connections: dict[socket.socket, socket.socket] = {}
         self._silent: dict[socket.socket, None] = {}  # those that have asked nothing, the longest first
         self.closing = False
@@ -187,6 +188,16 @@ class _Gate:
         finally:
             with self._lock:
                 self._scrapes -= admitted
+
+    def answered(self, status: HTTPStatus) -> None:
+        """Count a scrape that has its answer."""
+        with self._lock:
+            self._answered[status] = self._answered.get(status, 0) + 1
+
+    def scrapes(self) -> tuple[dict[int, int], int]:
+        """Scrapes answered so far by status, and those being made."""
+        with self._lock:
+            return {int(status): count for status, count in self._answered.items()}, self._scrapes
 
     @contextmanager
     def sending(self, size: int) -> Iterator[bool]:
@@ -558,6 +569,10 @@ class MetricsServer:
         os.close(self._wake_reader)
         os.close(self._wake_writer)
 
+    def scrapes(self) -> tuple[Mapping[int, int], int]:
+        """Scrapes answered so far by HTTP status, and those being made."""
+        return self.gate.scrapes()
+
     def told_refused(self, client: str, reason: str) -> None:
         """Pass on that a connection ended before it could ask."""
         if not self.gate.closing:
@@ -572,7 +587,9 @@ class MetricsServer:
             return Answer(HTTPStatus.BAD_REQUEST, b"not a URL\n")
         try:
             if url.path == self._path:
-                return self._metrics(asked, accept, deadline_s, packed)
+                answer = self._metrics(asked, accept, deadline_s, packed)
+                self.gate.answered(answer.status)
+                return answer
             if url.path == "/-/healthy":
                 return Answer(HTTPStatus.OK, self._handlers.healthy().encode() + b"\n")
             if url.path == "/-/ready":
@@ -582,6 +599,8 @@ class MetricsServer:
                 return self._landing()
         except Exception:
             _log.exception("answering %s failed", url.path)
+            if url.path == self._path:
+                self.gate.answered(HTTPStatus.INTERNAL_SERVER_ERROR)
             return Answer(HTTPStatus.INTERNAL_SERVER_ERROR, b"internal error; see the log of skep\n")
         return Answer(HTTPStatus.NOT_FOUND, b"not found\n")
 

@@ -10,6 +10,7 @@ ELF header that proves it is one, nor BTF, plans, kernels or metrics.
     pull_image(reference, store=…)                      -> Digest        into the store only
     Store.add(reference, {"amd64": …}, metadata)        -> Digest        what a build makes
     upload.push_image(reference, store=…)               -> Digest        in a module of its own, for it imports oras
+    archive.open_source(path), copy_image(source, …)    -> Digest        from a layout or archive into the store
 
 Everything raises :class:`~exporter.errors.ImageError` with one of these codes:
 
@@ -48,16 +49,44 @@ img.cache_corrupt      a stored blob or the store's index was altered
 img.not_present        not in the store or layout, and not to be pulled
 img.ambiguous_name     the layout holds several images and none was named
 img.store_io           the disk said no
+img.in_use             the agent runs what is to be removed
+img.tag_exists         the name means another image
 img.file               a local object file
+img.archive            a file that should hold an OCI layout, or cannot be written
 img.push               after a push the registry serves something else, or breaks the upload protocol
 ====================== ==========================================================================
+
+Names are imported on first use: a reader of references pays for no HTTP client.
 """
 
-from exporter.image.bundle import Bundle
-from exporter.image.formats import Manifest, host_architecture
-from exporter.image.reference import Digest, Reference, ReferenceKind, parse_reference
-from exporter.image.store import Store, StoredImage, default_store_path
-from exporter.image.transfer import ALL_ARCHITECTURES, fetch, pull_image
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from exporter.image.bundle import Bundle
+    from exporter.image.formats import Manifest, host_architecture
+    from exporter.image.reference import Digest, Reference, ReferenceKind, parse_reference
+    from exporter.image.store import Store, StoredImage, default_store_path
+    from exporter.image.transfer import ALL_ARCHITECTURES, copy_image, fetch, pull_image
+
+_HOMES = {
+    "ALL_ARCHITECTURES": "transfer",
+    "Bundle": "bundle",
+    "Digest": "reference",
+    "Manifest": "formats",
+    "Reference": "reference",
+    "ReferenceKind": "reference",
+    "Store": "store",
+    "copy_image": "transfer",
+    "StoredImage": "store",
+    "default_store_path": "store",
+    "fetch": "transfer",
+    "host_architecture": "formats",
+    "parse_reference": "reference",
+    "pull_image": "transfer",
+}
 
 __all__ = [
     "ALL_ARCHITECTURES",
@@ -68,9 +97,18 @@ __all__ = [
     "ReferenceKind",
     "Store",
     "StoredImage",
+    "copy_image",
     "default_store_path",
     "fetch",
     "host_architecture",
     "parse_reference",
     "pull_image",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value

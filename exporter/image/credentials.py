@@ -1,4 +1,4 @@
-"""Docker's credential files and helpers, and nothing that would print a secret.
+"""Docker's credential files and helpers, read and written, and nothing that would print a secret.
 
 Which file: ``registries.<host>.auth_file`` when configured, and then no other;
 else ``$DOCKER_CONFIG/config.json``; else ``~/.docker/config.json``.
@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
+import json
 import os
 import re
 import subprocess
@@ -69,11 +71,12 @@ class CredentialFile:
     Args:
         path: Configured file, which then must exist; empty for the default places.
         deadline: Bounds the helpers.
+        writing: It will be written, and need not exist.
     """
 
-    def __init__(self, path: str, *, deadline: Deadline) -> None:
+    def __init__(self, path: str, *, deadline: Deadline, writing: bool = False) -> None:
         self._deadline = deadline
-        self._required = bool(path)
+        self._required = bool(path) and not writing
         self.path = Path(path) if path else default_path()
         self._body: Mapping[str, Any] | None = None
 
@@ -100,6 +103,82 @@ class CredentialFile:
         """Whether the file has an entry for ``host``, and so its owner trusts it."""
         auths = self._table("auths")
         return any(key in auths for key in (host, f"https://{host}"))
+
+    def save(self, registry: str, credentials: Credentials) -> str:
+        """Keep a user name and password for a registry: with its helper where the file names one, else in the file.
+
+        Returns:
+            Where they are now, for the person who typed them.
+
+        Raises:
+            ImageError: ``img.credentials``.
+        """
+        key = _own_key(registry)
+        if helper := self._helper(registry):
+            body = {"ServerURL": key, "Username": credentials.username, "Secret": credentials.password}
+            self._run_helper(helper, "store", json.dumps(body).encode(), key)
+            return f"docker-credential-{helper}"
+        encoded = base64.b64encode(f"{credentials.username}:{credentials.password}".encode()).decode()
+        self._replace({**self._read(), "auths": {**self._table("auths"), key: {"auth": encoded}}})
+        return str(self.path)
+
+    def erase(self, registry: str) -> bool:
+        """Forget what is kept for a registry, under every spelling of its name.
+
+        Returns:
+            Whether anything was; a helper does not say, so there it is always so.
+
+        Raises:
+            ImageError: ``img.credentials``.
+        """
+        key = _own_key(registry)
+        helper = self._helper(registry)
+        if helper:
+            self._run_helper(helper, "erase", key.encode(), key)
+        auths = self._table("auths")
+        spellings = set(_keys(registry, ""))
+        left = {name: entry for name, entry in auths.items() if name not in spellings}
+        if left != auths:
+            self._replace({**self._read(), "auths": left})
+        return bool(helper) or left != auths
+
+    def _helper(self, registry: str) -> str:
+        helpers = self._table("credHelpers")
+        named = next((helpers[key] for key in _host_keys(registry) if key in helpers), self._read().get("credsStore"))
+        return named if isinstance(named, str) else ""
+
+    def _run_helper(self, helper: str, verb: str, said: bytes, server: str) -> None:
+        if not _HELPER_NAME.fullmatch(helper):
+            raise self._fault(f"names the credential helper {helper[:80]!r}, which is not a program's name")
+        program = f"docker-credential-{helper}"
+        try:
+            done = subprocess.run(
+                [program, verb], input=said, capture_output=True, timeout=_HELPER_LIMIT_S, check=False
+            )
+        except subprocess.TimeoutExpired as cause:
+            raise self._fault(f"names {program!r}, which gave no answer in {_HELPER_LIMIT_S:.0f} s") from cause
+        except OSError as cause:
+            raise self._fault(f"names {program!r}, which cannot be run: {cause.strerror}; install it") from cause
+        if done.returncode:
+            # Not what it printed: that may hold the secret it was given.
+            raise self._fault(f"names {program!r}, which could not {verb} {server!r}: status {done.returncode}")
+
+    def _replace(self, body: Mapping[str, Any]) -> None:
+        """Write the file whole, readable by its owner only; a link stays a link."""
+        target = self.path.resolve()
+        beside = target.with_name(f".{target.name}.{os.getpid()}")
+        try:
+            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            beside.unlink(missing_ok=True)
+            with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                json.dump(body, file, indent="\t")
+                file.write("\n")
+            beside.replace(target)
+        except OSError as cause:
+            with contextlib.suppress(OSError):
+                beside.unlink(missing_ok=True)
+            raise self._fault(f"cannot be written: {cause.strerror}; name another with --auth-file") from cause
+        self._body = body
 
     def _table(self, key: str) -> Mapping[str, Any]:
         table = self._read().get(key)
@@ -190,6 +269,11 @@ def default_path() -> Path:
     except RuntimeError:
         # A service user may have no home at all.
         return Path("/nonexistent/.docker/config.json")
+
+
+def _own_key(registry: str) -> str:
+    """What Docker writes for a registry, so that its own tools find the entry."""
+    return _HUB_KEYS[1] if registry == DOCKER_HUB else registry
 
 
 def _host_keys(registry: str) -> Iterator[str]:

@@ -89,6 +89,7 @@ class Registry:
         deadline_s: For everything this client will do.
         stop: Gives up when set.
         push: Whether to ask for the right to push.
+        credentials: Instead of those in the credentials file.
     """
 
     def __init__(
@@ -99,17 +100,20 @@ class Registry:
         deadline_s: float,
         stop: threading.Event | None = None,
         push: bool = False,
+        credentials: Credentials | None = None,
     ) -> None:
         self.reference = reference
-        self.subject = f"image '{reference}'"
+        self.subject = f"image '{reference}'" if reference.repository else "login"
         self._config = config or RegistryConfig()
         self._deadline = Deadline(deadline_s, stop=stop, subject=self.subject)
         self._transport = Transport(
             reference.api_host, loopback=reference.loopback, config=self._config, deadline=self._deadline
         )
         self._file = CredentialFile(self._config.auth_file, deadline=self._deadline)
-        self._credentials: Credentials | None = None
-        self._scope = f"repository:{reference.repository}:{'pull,push' if push else 'pull'}"
+        self._credentials = credentials
+        # Without a repository, as a login is, a token says who we are and gives no rights.
+        actions = "pull,push" if push else "pull"
+        self._scope = f"repository:{reference.repository}:{actions}" if reference.repository else ""
         # One client asks for one repository and one action, so one token is the whole cache.
         self._token: _Token | None = None
         self._basic = ""
@@ -128,6 +132,21 @@ class Registry:
     def url(self, path: str) -> str:
         """The address of ``path`` below the repository, such as ``manifests/latest``."""
         return f"{self.base}/v2/{self.reference.repository}/{path}"
+
+    def check_login(self) -> bool:
+        """Ask the registry whether it takes our credentials.
+
+        Returns:
+            Whether it wanted any: one that lets everybody in has not looked at them.
+
+        Raises:
+            ImageError: ``img.unauthorized`` if it does not take them; ``img.status`` if it is no registry.
+        """
+        response = self.request("GET", f"{self.base}/v2/")
+        if response.status != 200:
+            self.fail(response, "API at /v2/")
+        response.close()
+        return bool(self._authorization())
 
     def manifest(self, target: str | Digest, *, size: int | None = None) -> RemoteManifest:
         """Fetch a manifest or index and check its digest.
@@ -238,7 +257,7 @@ class Registry:
             known = "the credentials sent" if self._known() else "no credentials"
             raise ImageError(
                 f"{self.subject}: registry {where} refuses {known} (401{said}); "
-                "log in with docker login or set registries.*.auth_file",
+                "log in with skep login or set registries.*.auth_file",
                 code="img.unauthorized",
             )
         if status == 403:
@@ -290,7 +309,7 @@ class Registry:
                 found = "refuses the credentials sent" if refused else "wants a password and none is known"
                 raise ImageError(
                     f"{self.subject}: registry {where} {found} (401); "
-                    "log in with docker login or set registries.*.auth_file",
+                    "log in with skep login or set registries.*.auth_file",
                     code="img.unauthorized",
                 )
             self._basic = known.basic
@@ -310,7 +329,7 @@ class Registry:
         # A scope that is no resource list, such as ECR Public's 'aws', names nobody's repository.
         scope = asked if asked and ":" not in asked else self._scope
         headers: dict[str, str] = {"Accept": "application/json"}
-        query = {"scope": scope} | ({"service": service} if service else {})
+        query = ({"scope": scope} if scope else {}) | ({"service": service} if service else {})
         started = time.monotonic()
         if known.identity_token:
             form = {"grant_type": "refresh_token", "refresh_token": known.identity_token, "client_id": "skep", **query}
@@ -332,7 +351,7 @@ class Registry:
                 sent = "the credentials sent" if known else "an anonymous request"
                 raise ImageError(
                     f"{self.subject}: token server {realm[:120]!r} refuses {sent} ({response.status}); "
-                    "log in with docker login or set registries.*.auth_file",
+                    "log in with skep login or set registries.*.auth_file",
                     code="img.unauthorized",
                 )
             self.fail(response, f"token at {realm[:120]!r}")

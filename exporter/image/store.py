@@ -62,6 +62,7 @@ _PULLED = "skep.pulled"
 _INDEX_LIMIT = 64 << 20
 _LOCK_TIMEOUT_S = 30.0
 _LOCK_POLL_S = 0.05
+_SYSTEM_STATE = Path("/var/lib/skep")
 _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 
 
@@ -252,6 +253,19 @@ class Store:
             self.record(reference, artifact.root, when=_build_time())
         return artifact.root.digest
 
+    def prepare(self) -> None:
+        """Make the folders and locks, so that they belong to whoever runs this and not to the first who writes.
+
+        A root that pulls into a service's store then leaves nothing there that the service could not replace.
+
+        Raises:
+            ImageError: ``img.store_io``.
+        """
+        self._prepare()
+        for name in (".lock", ".blobs.lock"):
+            with self._locked(name, fcntl.LOCK_SH, wait=False):
+                pass
+
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Hold off garbage collection while blobs are added that nothing names yet."""
@@ -315,6 +329,42 @@ class Store:
                     other = replace(other, annotations={**older, _REFERENCE: family})  # noqa: PLW2901
                 kept.append(other)
             self._write_index([entry, *kept])
+
+    def forget(self, reference: Reference, in_use: Collection[Digest] = ()) -> _Images:
+        """Forget an image and delete its blobs: a name with all its kept versions, or by digest that one version.
+
+        Args:
+            reference: As it was built or pulled, or with the digest of a version of it.
+            in_use: Digests that may not go, such as those now running.
+
+        Returns:
+            The versions forgotten; none if the store has no such image.
+
+        Raises:
+            ImageError: ``img.in_use``: nothing was forgotten.
+        """
+        name, family = _name(reference), _name(replace(reference, digest=None))
+        if not (self.path / "index.json").exists():
+            return []
+        with self._locked(".lock", fcntl.LOCK_EX):
+            entries = self._entries()
+            leaving = [
+                entry
+                for entry in entries
+                if (_is_named(entry, name) or entry.annotations.get(_REFERENCE) == family)
+                and reference.digest in (None, entry.digest)
+            ]
+            used = next((entry.digest for entry in leaving if entry.digest in in_use), None)
+            if used is not None:
+                raise ImageError(
+                    f"image '{reference}': {used.short} is what the agent runs; take it from its configuration first",
+                    code="img.in_use",
+                )
+            forgotten = [self._describe(entry) for entry in leaving]
+            if leaving:
+                self._write_index([entry for entry in entries if entry not in leaving])
+        self._collect_garbage()
+        return forgotten
 
     def prune(self, keep: int, in_use: Collection[Digest] = ()) -> _Images:
         """Forget all but the newest versions of each reference, then delete blobs nothing names.
@@ -582,9 +632,9 @@ class Store:
 
 
 def default_store_path() -> Path:
-    """``/var/lib/skep/store`` for root, else ``skep/store`` in the XDG data directory."""
-    if os.geteuid() == 0:
-        return Path("/var/lib/skep/store")
+    """``/var/lib/skep/store`` for root and for its owner, else ``skep/store`` in the XDG data directory."""
+    if os.geteuid() == 0 or _owns(_SYSTEM_STATE):
+        return _SYSTEM_STATE / "store"
     data = os.environ.get("XDG_DATA_HOME", "")
     # A relative path is invalid by the XDG Base Directory specification and to be ignored.
     if not data.startswith("/"):
@@ -593,6 +643,13 @@ def default_store_path() -> Path:
         except RuntimeError:
             data = "/var/tmp/skep-" + str(os.geteuid())  # noqa: S108 without a home there is no better place
     return Path(data) / "skep" / "store"
+
+
+def _owns(directory: Path) -> bool:
+    try:
+        return directory.stat().st_uid == os.geteuid()
+    except OSError:
+        return False
 
 
 def _is_named(entry: Descriptor, wanted: str) -> bool:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Protocol
 
 from exporter.config import RegistryConfig
 from exporter.errors import ImageError
@@ -37,6 +39,27 @@ from exporter.image.store import Store, read_regular
 DEADLINE_S = 300.0
 ALL_ARCHITECTURES = "all"
 
+Progress = Callable[[Descriptor, int], None]
+"""Told of each blob how many of its bytes are through, at first 0; from the thread that transfers."""
+
+
+class Source(Protocol):
+    """Where an image comes from: a registry, another layout, an archive."""
+
+    @property
+    def subject(self) -> str:
+        """Opens every message."""
+
+    def manifest(self, target: str | Digest, *, size: int | None = None) -> RemoteManifest:
+        """A manifest or index, hashed."""
+
+    def blob(self, descriptor: Descriptor) -> Iterator[bytes]:
+        """A blob in pieces, which the receiver hashes."""
+
+
+Stage = Callable[[str], AbstractContextManager[object]]
+"""Entered around a stage of the work, by its name: for whoever wants to know how long each takes."""
+
 
 def fetch(
     reference: Reference,
@@ -48,6 +71,8 @@ def fetch(
     deadline_s: float = DEADLINE_S,
     stop: threading.Event | None = None,
     catalog: Path | None = None,
+    progress: Progress | None = None,
+    stage: Stage = lambda _name: nullcontext(),
 ) -> Bundle:
     """Give the verified object a reference of any kind means.
 
@@ -64,6 +89,8 @@ def fetch(
         deadline_s: For the whole pull.
         stop: Gives up when set.
         catalog: Layout of the shipped images; default where they are installed.
+        progress: Of a pull, if there is one.
+        stage: Entered around ``resolve``, ``pull`` and ``verify``, as far as each is done.
 
     Raises:
         ImageError: see :mod:`exporter.image`.
@@ -74,27 +101,34 @@ def fetch(
         case ReferenceKind.FILE:
             return _read_file(reference)
         case ReferenceKind.LAYOUT:
-            return Store(reference.path).bundle(reference, architecture)
+            with stage("verify"):
+                return Store(reference.path).bundle(reference, architecture)
         case ReferenceKind.CATALOG:
-            return Store(catalog or _installed_catalog()).bundle(reference, architecture)
+            with stage("verify"):
+                return Store(catalog or _installed_catalog()).bundle(reference, architecture)
     present = _present(store, reference, pull)
     if present is not None and pull != "always":
         try:
-            return store.bundle(reference, architecture)
+            with stage("verify"):
+                return store.bundle(reference, architecture)
         except ImageError as error:
             if pull == "never" or error.code not in ("img.cache_corrupt", "img.not_present"):
                 raise
             pull_image(
                 reference, store=store, registries=registries, architecture=architecture, deadline_s=deadline_s,
-                stop=stop, repair=present.digest,
+                stop=stop, repair=present.digest, progress=progress, stage=stage,
             )  # fmt: skip
-            return store.bundle(reference, architecture)
+            with stage("verify"):
+                return store.bundle(reference, architecture)
     if pull == "never":
-        return store.bundle(reference, architecture)
+        with stage("verify"):
+            return store.bundle(reference, architecture)
     pull_image(
-        reference, store=store, registries=registries, architecture=architecture, deadline_s=deadline_s, stop=stop
-    )
-    return store.bundle(reference, architecture)
+        reference, store=store, registries=registries, architecture=architecture, deadline_s=deadline_s, stop=stop,
+        progress=progress, stage=stage,
+    )  # fmt: skip
+    with stage("verify"):
+        return store.bundle(reference, architecture)
 
 
 def pull_image(
@@ -106,6 +140,8 @@ def pull_image(
     deadline_s: float = DEADLINE_S,
     stop: threading.Event | None = None,
     repair: Digest | None = None,
+    progress: Progress | None = None,
+    stage: Stage = lambda _name: nullcontext(),
 ) -> Digest:
     """Bring an image into the store; blobs that are there already, and hash right, are not fetched.
 
@@ -117,6 +153,8 @@ def pull_image(
         deadline_s: For all of it.
         stop: Gives up when set.
         repair: Ask for this digest instead of the tag.
+        progress: Told of each blob that has to be fetched.
+        stage: Entered around ``resolve`` and ``pull``.
 
     Returns:
         The digest the reference resolved to, of an index or a manifest.
@@ -132,12 +170,29 @@ def pull_image(
     config = registry_config(reference, registries)
     wanted = normalise_architecture(architecture) if architecture else host_architecture()
     with Registry(reference, config, deadline_s=deadline_s, stop=stop) as registry, store.writing():
-        pulling = _Pull(registry, store, wanted)
-        root = registry.manifest(repair or reference.digest or reference.tag)
-        descriptor = pulling.take_root(root)
-        # Inside the lock: until it is recorded, nothing names these blobs.
-        store.record(reference, descriptor)
+        pulling = _Pull(registry, store, wanted, progress=progress)
+        with stage("resolve"):
+            root = registry.manifest(repair or reference.digest or reference.tag)
+        with stage("pull"):
+            descriptor = pulling.take_root(root)
+            # Inside the lock: until it is recorded, nothing names these blobs.
+            store.record(reference, descriptor)
     return root.digest
+
+
+def copy_image(source: Source, digest: Digest, reference: Reference, *, store: Store) -> Digest:
+    """Bring an image from a layout or archive into the store, every byte hashed.
+
+    Architectures of an index that the source does not have are left out, as it may be a copy of what one
+    machine pulled; what is there must be whole.
+
+    Raises:
+        ImageError: nothing was recorded; it is damaged, not one we run, or not there at all.
+    """
+    with store.writing():
+        descriptor = _Pull(source, store, ALL_ARCHITECTURES, sparse=True).take_root(source.manifest(digest))
+        store.record(reference, descriptor)
+    return descriptor.digest
 
 
 def registry_config(reference: Reference, registries: Mapping[str, RegistryConfig] | None) -> RegistryConfig:
@@ -152,11 +207,21 @@ def registry_config(reference: Reference, registries: Mapping[str, RegistryConfi
 class _Pull:
     """One pull in progress: what to take of an index, and how much is enough."""
 
-    def __init__(self, registry: Registry, store: Store, architecture: str) -> None:
-        self._registry = registry
+    def __init__(
+        self,
+        source: Source,
+        store: Store,
+        architecture: str,
+        *,
+        sparse: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        self._source = source
         self._store = store
         self._architecture = architecture
-        self._subject = registry.subject
+        self._sparse = sparse
+        self._progress = progress
+        self._subject = source.subject
         self._bytes = 0
 
     def take_root(self, root: RemoteManifest) -> Descriptor:
@@ -187,7 +252,12 @@ class _Pull:
         for child in image_children(index) if everything else select(index, self._architecture):
             if child.media_type in INDEX_TYPES and depth + 1 >= INDEX_DEPTH_LIMIT:
                 raise self._too_deep()
-            document, raw = self._child(child)
+            try:
+                document, raw = self._child(child)
+            except ImageError as error:
+                if self._sparse and error.code == "img.not_present":
+                    continue
+                raise
             if self._take(document, raw, available, depth=depth + 1):
                 taken = True
                 if not everything:
@@ -198,7 +268,7 @@ class _Pull:
         if self._store.holds(child):
             raw = self._store.read(child)
         else:
-            raw = self._registry.manifest(child.digest, size=child.size).raw
+            raw = self._source.manifest(child.digest, size=child.size).raw
         return parse_manifest(raw, subject=self._subject, media_type=child.media_type), raw
 
     def _take_image(self, manifest: Manifest) -> None:
@@ -213,11 +283,23 @@ class _Pull:
             )
         for part in parts.values():
             if not self._store.holds(part):
-                self._store.write(part, self._registry.blob(part))
+                self._store.write(part, self._watched(part))
         if manifest.config.media_type == BEE_CONFIG:
             _, stated = parse_config(self._store.read(manifest.config), subject=self._subject)
             if stated and self._architecture not in (stated, ALL_ARCHITECTURES):
                 raise no_platform(self._subject, self._architecture, [f"linux/{stated}"])
+
+    def _watched(self, part: Descriptor) -> Iterator[bytes]:
+        pieces = self._source.blob(part)
+        if self._progress is None:
+            yield from pieces
+            return
+        done = 0
+        self._progress(part, done)
+        for piece in pieces:
+            done += len(piece)
+            yield piece
+            self._progress(part, done)
 
     def _too_deep(self) -> ImageError:
         return ImageError(

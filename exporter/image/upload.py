@@ -34,7 +34,7 @@ from exporter.image.formats import Descriptor, Index, Manifest, parse_manifest
 from exporter.image.reference import Digest, Reference, ReferenceKind
 from exporter.image.registry import Registry
 from exporter.image.store import Store
-from exporter.image.transfer import DEADLINE_S, registry_config
+from exporter.image.transfer import DEADLINE_S, Progress, registry_config
 from exporter.image.transport import read_limited
 
 _ANSWER_LIMIT = 1 << 20
@@ -47,6 +47,7 @@ def push_image(
     registries: Mapping[str, RegistryConfig] | None = None,
     deadline_s: float = DEADLINE_S,
     stop: threading.Event | None = None,
+    progress: Progress | None = None,
 ) -> Digest:
     """Copy what ``reference`` means in the store to its registry.
 
@@ -56,6 +57,7 @@ def push_image(
         registries: Settings by ``host[:port]``.
         deadline_s: For all of it.
         stop: Gives up when set.
+        progress: Told of each blob before and after it was sent, or found to be there.
 
     Returns:
         The digest the registry serves under the reference, read back after the push.
@@ -77,7 +79,7 @@ def push_image(
         )
     config = registry_config(reference, registries)
     with Registry(reference, config, deadline_s=deadline_s, stop=stop, push=True) as registry:
-        client = _Client(registry, reference)
+        client = _Client(registry, reference, progress)
         client.push_document(store, root, target=reference.tag or str(root.digest))
         served = registry.manifest(reference.tag or root.digest)
     if served.digest != root.digest:
@@ -92,9 +94,10 @@ def push_image(
 class _Client(oras.client.OrasClient):  # type: ignore[misc]
     """oras's upload protocol over our requests."""
 
-    def __init__(self, registry: Registry, reference: Reference) -> None:
+    def __init__(self, registry: Registry, reference: Reference, progress: Progress | None = None) -> None:
         super().__init__(hostname=reference.api_host, insecure=registry.base.startswith("http://"))
         self._registry = registry
+        self._progress = progress
         # Parsed from a name that any pattern reads alike, then set to what we know.
         self._container = oras.container.Container("placeholder", registry=reference.api_host)
         namespace, _, repository = reference.repository.rpartition("/")
@@ -131,6 +134,8 @@ class _Client(oras.client.OrasClient):  # type: ignore[misc]
         for part in {part.digest: part for part in (manifest.config, *manifest.layers)}.values():
             # Hashed again here; the registry hashes once more what it gets.
             store.read(part)
+            if self._progress:
+                self._progress(part, 0)
             layer = {"digest": str(part.digest), "size": part.size, "mediaType": part.media_type}
             try:
                 self.upload_blob(str(store.blob_path(part.digest)), self._container, layer)
@@ -141,6 +146,8 @@ class _Client(oras.client.OrasClient):  # type: ignore[misc]
                     "for it; it does not follow the distribution specification",
                     code="img.push",
                 ) from cause
+            if self._progress:
+                self._progress(part, part.size)
 
     def do_request(  # noqa: PLR0917 as oras calls it
         self,

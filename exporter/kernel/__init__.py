@@ -39,15 +39,19 @@ if TYPE_CHECKING:
     )
     from .inner import InnerRows
     from .maps import Batch, Map
+    from .netlink import sweep
     from .rings import RingReader
     from .stacks import Stacks
     from .storage import StorageRows
+    from .support import Finding, Verdict, findings
+    from .usage import ProgramUsage, RunStatistics
 
 _HOMES = {
     "Batch": "maps",
     "Capability": "features",
     "Collection": "collection",
     "Features": "features",
+    "Finding": "support",
     "GlobalRequest": "collection",
     "InnerRows": "inner",
     "LoadRequest": "collection",
@@ -55,14 +59,19 @@ _HOMES = {
     "MapRequest": "collection",
     "Program": "collection",
     "ProgramRequest": "collection",
+    "ProgramUsage": "usage",
     "RingReader": "rings",
     "Stacks": "stacks",
     "StorageRows": "storage",
+    "RunStatistics": "usage",
+    "Verdict": "support",
+    "findings": "support",
     "libbpf_version": "features",
     "load": "collection",
     "online_cpus": "features",
     "possible_cpus": "features",
     "probe": "features",
+    "sweep": "netlink",
 }
 
 __all__ = [
@@ -70,6 +79,7 @@ __all__ = [
     "Capability",
     "Collection",
     "Features",
+    "Finding",
     "GlobalRequest",
     "InnerRows",
     "LoadRequest",
@@ -77,14 +87,19 @@ __all__ = [
     "MapRequest",
     "Program",
     "ProgramRequest",
+    "ProgramUsage",
     "RingReader",
+    "RunStatistics",
     "Stacks",
     "StorageRows",
+    "Verdict",
+    "findings",
     "libbpf_version",
     "load",
     "online_cpus",
     "possible_cpus",
     "probe",
+    "sweep",
 ]
 
 

@@ -7,7 +7,9 @@ each map and program is asked for its number in the kernel (``fdinfo``, which ne
 no privilege and no system call of bpf's) and must be the very one of the view.
 
 A link that is a perf event, as kprobe, tracepoint and uprobe attachments are before
-5.15, says nothing about itself; that it is held under the right name must do.
+5.15, or a packet socket, says nothing about itself; that it is held under the right name
+must do. So is a socket that owns a filter of traffic control (:mod:`.netlink`): it comes
+back bound to the name of its filter, which lives for as long as somebody holds it.
 """
 
 from __future__ import annotations
@@ -41,6 +43,9 @@ class ProgramView(TypedDict):
     section: str
     attached: bool
     error: str
+    passed_over: str
+    attach: dict[str, object]
+    cpus: list[int]
     id: int
     tag: str
     links: int
@@ -78,6 +83,9 @@ def view_of(collection: Collection) -> View:
                 "section": program.section,
                 "attached": program.attached,
                 "error": program.error,
+                "passed_over": program.passed_over,
+                "attach": dict(program.attach),
+                "cpus": list(program.cpus),
                 "id": program.id,
                 "tag": program.tag,
                 "links": len(program.links),
@@ -183,6 +191,9 @@ def _program(entry: ProgramView, fds: Sequence[int], links: Sequence[int]) -> Pr
         section=entry["section"],
         attached=entry["attached"],
         error=entry["error"],
+        passed_over=entry["passed_over"],
+        attach=entry["attach"],
+        cpus=tuple(entry["cpus"]),
         id=entry["id"],
         tag=entry["tag"],
         fd=fd,

@@ -27,11 +27,13 @@ class Failure(TypedDict):
 
 
 class WantedProgram(TypedDict):
-    """A program to load, and the options of attaching it."""
+    """A program to load, and the options of attaching it; of an ``alternative`` group, the lowest rank that can run."""
 
     name: str
     section: str
     attach: dict[str, object]
+    alternative: str
+    rank: int
 
 
 class MapChange(TypedDict):
@@ -40,14 +42,16 @@ class MapChange(TypedDict):
     name: str
     clear_value_size: bool
     max_entries: int
+    pin: str
 
 
 class GlobalValue(TypedDict):
-    """A global's bytes in hexadecimal."""
+    """A global's bytes in hexadecimal, or the kernel symbol whose address it gets."""
 
     section: str
     offset: int
     value: str
+    ksym: str
 
 
 class Request(TypedDict):
@@ -58,6 +62,7 @@ class Request(TypedDict):
     deadline_s: float
     partial: bool
     skip: list[str]
+    weak: list[str]
     programs: list[WantedProgram]
     maps: list[MapChange]
     globals: list[GlobalValue]
@@ -65,14 +70,28 @@ class Request(TypedDict):
     enums: list[str]
 
 
+class SampleRequest(TypedDict):
+    """To the child: sample these CPUs with the loaded program whose descriptor comes with it."""
+
+    sample: str
+    attach: dict[str, object]
+    cpus: list[int]
+    deadline_s: float
+
+
 class LoadedProgram(TypedDict):
-    """A program that runs on ``links`` links, or why it does not."""
+    """A program that runs on ``links`` links, of which each is of one of ``cpus`` if there are any; or why it does not.
+
+    ``passed_over`` is why another alternative was taken instead.
+    """
 
     name: str
     failure: Failure | None
+    passed_over: str
     id: int
     tag: str
     links: int
+    cpus: list[int]
 
 
 class CreatedMap(TypedDict):
@@ -92,6 +111,7 @@ class Answer(TypedDict):
     maps: list[CreatedMap]
     programs: list[LoadedProgram]
     enums: dict[str, dict[str, int]]
+    stages: dict[str, list[float]]
 
 
 _HEADER = struct.Struct("=II")
@@ -100,7 +120,7 @@ _DOCUMENT_LIMIT = 64 << 20
 _NEVER_S = 3600.0
 
 
-def send(channel: socket.socket, document: Request | Answer, descriptors: Sequence[int] = ()) -> None:
+def send(channel: socket.socket, document: Request | SampleRequest | Answer, descriptors: Sequence[int] = ()) -> None:
     """Send a JSON-able document and descriptors, which stay the sender's too."""
     body = json.dumps(document, separators=(",", ":")).encode()
     channel.sendall(_HEADER.pack(len(body), len(descriptors)))

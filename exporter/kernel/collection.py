@@ -22,15 +22,18 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from exporter.errors import KernelError
+from exporter.hooks import hook_of
 
-from . import channel, diagnosis, features
+from . import _reader, channel, diagnosis, features, netlink
 from .maps import Map
+from .usage import ProgramUsage, program_usage
 
 _ROOT = Path(__file__).resolve().parents[2]
 # No site packages, no user's environment, no code of .pth files in a privileged process.
@@ -43,6 +46,9 @@ _COMMAND = (
 )
 _LOG_BYTES = 64 << 10
 _KILL_PATIENCE_S = 5.0
+_SAMPLE_DEADLINE_S = 10.0
+_ITERATOR_CHUNK = 64 << 10
+_TEXT_BYTES = 1 << 20
 _START_REMEDY = f"see that {sys.executable!r} is there and may be executed"
 _START_REMEDIES = {
     errno.EAGAIN: "raise TasksMax or LimitNPROC",
@@ -58,12 +64,15 @@ class ProgramRequest:
 
     Attributes:
         section: As the object has it; libbpf must see the same.
-        attach: Options over the section, by the names of :mod:`.attach`; None for none.
+        attach: Options over the section, by the names of :mod:`exporter.hooks`; None for none.
+        alternative: A group of programs for one measurement, of which one runs: that of the lowest rank which can.
     """
 
     name: str
     section: str
     attach: Mapping[str, object] | None = None
+    alternative: str = ""
+    rank: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,20 +82,23 @@ class MapRequest:
     Attributes:
         clear_value_size: A ring buffer declared with a record type: the kernel wants sizes of 0.
         max_entries: 0 leaves it.
+        pin: A path in the BPF file system under which it is shared: the map there is used, or this one put there.
     """
 
     name: str
     clear_value_size: bool = False
     max_entries: int = 0
+    pin: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class GlobalRequest:
-    """Bytes of a global variable, written before load."""
+    """Bytes of a global variable, written before load; or those of the address of a kernel symbol."""
 
     section: str
     offset: int
     value: bytes
+    ksym: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +112,7 @@ class LoadRequest:
         read_maps: Maps whose rows or records will be read: their descriptors come back. A section of global
             variables, such as ``.bss``, is a map of one row.
         enums: Kernel enums whose values are asked for.
-        partial: Programs that cannot attach are reported and the others run; else the first fails the load.
+        partial: Programs that cannot load or attach are reported and the others run; else the first fails the load.
         deadline_s: From the call's beginning to its end.
     """
 
@@ -122,19 +134,25 @@ class Program:
     Attributes:
         attached: Whether it runs.
         error: Why it does not, one line that does not repeat its name; else empty.
+        passed_over: Why another alternative runs instead, which is no error; else empty.
         id, tag: The kernel's, 0 and empty if not loaded.
         fd: Its descriptor, owned by the collection; -1 if not attached.
         links: Descriptors that keep it attached, owned by the collection.
+        cpus: The CPU of each link, if it is attached CPU by CPU.
+        attach: As requested.
     """
 
     name: str
     section: str
     attached: bool
     error: str = ""
+    passed_over: str = ""
     id: int = 0
     tag: str = ""
     fd: int = -1
     links: tuple[int, ...] = field(default=(), repr=False)
+    cpus: tuple[int, ...] = field(default=(), repr=False)
+    attach: Mapping[str, object] = field(default_factory=dict, repr=False)
 
 
 class Collection:
@@ -144,16 +162,25 @@ class Collection:
         maps: The maps asked for, by name.
         programs: In the order of the request.
         enums: ``{enum: {enumerator: value}}`` of the running kernel; ``{}`` for one it does not have.
+        stages: When ``load`` and ``attach`` began and ended, monotonic seconds; empty if they were elsewhere.
     """
 
     def __init__(
-        self, name: str, programs: Sequence[Program], maps: Sequence[Map], enums: Mapping[str, Mapping[str, int]]
+        self,
+        name: str,
+        programs: Sequence[Program],
+        maps: Sequence[Map],
+        enums: Mapping[str, Mapping[str, int]],
+        stages: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
         self.name = name
         self.programs = tuple(programs)
         self.maps = {map.name: map for map in maps}
         self.enums = enums
+        self.stages = stages or {}
         self._open = True
+        self._lock = threading.Lock()
+        self._last_usage: dict[str, ProgramUsage] = {}
 
     def __enter__(self) -> Collection:
         return self
@@ -161,11 +188,70 @@ class Collection:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def usage(self) -> dict[str, ProgramUsage]:
+        """What each loaded program has used; of one that is detached, what it had when it was. From any thread."""
+        with self._lock:
+            for program in self.programs:
+                used = program_usage(program.fd) if program.fd >= 0 else None
+                if used is not None:
+                    self._last_usage[program.name] = used
+            return dict(self._last_usage)
+
+    def iterate(self, *, text: bool = True) -> Iterator[tuple[str, bytes]]:
+        """Run every iterator once to its end.
+
+        Yields:
+            The program's name and, if asked for, the beginning of what it wrote.
+
+        Raises:
+            KernelError: ``kernel.iterate``: one could not be run; the others were, or will be if asked again.
+        """
+        failed = None
+        for program in self.programs:
+            for link in program.links if _is_iterator(program) else ():
+                try:
+                    yield program.name, _read_iterator(link, _TEXT_BYTES if text else 0)
+                except OSError as error:
+                    told = f"{error.strerror}: {diagnosis.errno_name(error.errno or 0)}"
+                    failed = failed or KernelError(f"program {program.name!r}: {told}", code="kernel.iterate")
+        if failed:
+            raise failed
+
+    def follow_cpus(self, online: Sequence[int]) -> bool:
+        """Have programs that sample every CPU sample just these: some may have come or gone since.
+
+        Returns:
+            Whether anything changed.
+
+        Raises:
+            KernelError: a CPU that came cannot be sampled; those that went are let go of all the same.
+        """
+        changed = False
+        with self._lock:
+            for index, program in enumerate(self.programs):
+                if not program.links or not program.cpus or set(program.cpus) == set(online):
+                    continue
+                changed = True
+                links = dict(zip(program.cpus, program.links, strict=True))
+                let_go([links.pop(cpu) for cpu in program.cpus if cpu not in online])
+                try:
+                    came = [cpu for cpu in online if cpu not in links]
+                    links.update(zip(came, _sample(program, came), strict=True) if came else ())
+                finally:
+                    kept = replace(program, cpus=tuple(links), links=tuple(links.values()))
+                    self.programs = (*self.programs[:index], kept, *self.programs[index + 1 :])
+        return changed
+
     def detach(self) -> None:
         """Detach every program; the maps can still be read. Harmless when repeated."""
-        programs, self.programs = self.programs, tuple(replace(p, fd=-1, links=()) for p in self.programs)
+        with self._lock:
+            programs, self.programs = self.programs, tuple(replace(p, links=()) for p in self.programs)
         for program in programs:
-            _close_all([*program.links, program.fd])
+            let_go(program.links)
+        self.usage()  # the last runs too: nothing runs any more, and the program is still held
+        with self._lock:
+            programs, self.programs = self.programs, tuple(replace(p, fd=-1) for p in self.programs)
+            let_go([program.fd for program in programs])
 
     def close(self) -> None:
         """Detach every program and let go of every map; harmless when repeated."""
@@ -189,9 +275,10 @@ def load(request: LoadRequest) -> Collection:
     deadline = time.monotonic() + request.deadline_s
     sections = {program.name: program.section for program in request.programs}
     refused: dict[str, KernelError] = {}
+    absent: list[str] = []
     while True:
         try:
-            answer, descriptors, log = _ask_child(request, tuple(refused), deadline)
+            answer, descriptors, log = _ask_child(request, tuple(refused), absent, deadline)
         except OSError as refusal:  # no process, no descriptor, no memory for one
             number = refusal.errno or 0
             raise KernelError(
@@ -199,51 +286,110 @@ def load(request: LoadRequest) -> Collection:
                 + _START_REMEDIES.get(number, _START_REMEDY),
                 code="kernel.loader",
             ) from refusal
-        failure = answer["failure"]
-        if not failure:
-            break
-        error = diagnosis.explain(failure, sections=sections, log=log, features=features.probe())
-        name = diagnosis.failed_target(log)
-        # A missing kernel function fails the whole load and not its program's attachment;
-        # the others are loaded again without it.
-        retry = request.partial and error.code == "kernel.attach_target" and name in sections and name not in refused
-        if not retry or len(refused) + 1 == len(sections):
-            raise error
-        refused[name] = error
-    return _collect(request, answer, descriptors, log, refused)
+        function = diagnosis.absent_function(log) if answer["failure"] else ""
+        if function and function not in absent:
+            # Asked again, only the programs that call it fail.
+            absent.append(function)
+            continue
+        told = [answer["failure"]] if answer["failure"] else [entry["failure"] for entry in answer["programs"]]
+        errors = {
+            failure["program"] or diagnosis.failed_program(log): diagnosis.explain(
+                failure, sections=sections, log=log, features=features.probe()
+            )
+            for failure in told
+            if failure
+        }
+        if answer["failure"]:
+            # One program that does not load fails all of them; the others are loaded again without it.
+            again = {name: error for name, error in errors.items() if name in sections and name not in refused}
+        else:
+            again = {name: error for name, error in errors.items() if _replaceable(request, name, {*refused, *errors})}
+            if not again:
+                return _collect(request, answer, descriptors, refused, errors)
+            let_go(descriptors)
+        gone = {*refused, *again}
+        may_go_on = request.partial or all(_replaceable(request, name, gone) for name in again)
+        if not again or not may_go_on or len(gone) == len(sections):
+            raise next(iter((refused | errors).values()))
+        refused |= again
+
+
+def _is_iterator(program: Program) -> bool:
+    hook = hook_of(program.section)
+    return hook is not None and hook.name == "iter"
+
+
+def _read_iterator(link: int, keep_bytes: int) -> bytes:
+    """Run an iterator to its end, and give the beginning of its text."""
+    kept = bytearray()
+    fd = _reader.open_iterator(link)
+    try:
+        while data := os.read(fd, _ITERATOR_CHUNK):
+            kept += data[: max(0, keep_bytes - len(kept))]
+    except OSError as error:
+        raise OSError(error.errno, "running the iterator") from None
+    finally:
+        os.close(fd)
+    return bytes(kept)
+
+
+def _sample(program: Program, cpus: Sequence[int]) -> list[int]:
+    """Links of a program that runs to the samples of more CPUs; in a child, which has the privilege."""
+    request: channel.SampleRequest = {
+        "sample": program.section,
+        "attach": dict(program.attach),
+        "cpus": list(cpus),
+        "deadline_s": _SAMPLE_DEADLINE_S,
+    }
+    answer, links, log = _ask(request, program.fd, time.monotonic() + _SAMPLE_DEADLINE_S, _SAMPLE_DEADLINE_S)
+    if failure := answer["failure"]:
+        sections = {program.name: program.section}
+        told: channel.Failure = {**failure, "program": program.name}
+        raise diagnosis.explain(told, sections=sections, log=log, features=features.probe())
+    return links
+
+
+def _replaceable(request: LoadRequest, name: str, gone: set[str]) -> bool:
+    """Whether what a program measures has another program left."""
+    group = next(program.alternative for program in request.programs if program.name == name)
+    return bool(group) and any(p.alternative == group and p.name not in gone for p in request.programs)
 
 
 def _collect(
     request: LoadRequest,
     answer: channel.Answer,
     descriptors: Sequence[int],
-    log: str,
     refused: Mapping[str, KernelError],
+    errors: Mapping[str, KernelError],
 ) -> Collection:
+    """What came of the load: ``refused`` were not asked for in the end, ``errors`` are of those that were."""
     given = iter(descriptors)
     maps = [Map(**entry, fd=next(given)) for entry in answer["maps"]]
-    sections = {program.name: program.section for program in request.programs}
-    programs = {
-        name: Program(name=name, section=sections[name], attached=False, error=_nameless(error, name))
-        for name, error in refused.items()
-    }
-    errors = list(refused.values())
-    for entry in answer["programs"]:
-        name = entry["name"]
-        program = Program(name=name, section=sections[name], attached=False)
-        if failure := entry["failure"]:
-            error = diagnosis.explain(failure, sections=sections, log=log, features=features.probe())
-            errors.append(error)
-            programs[name] = replace(program, error=_nameless(error, name))
-        else:
+    programs: dict[str, Program] = {}
+    answers = {entry["name"]: entry for entry in answer["programs"]}
+    for name, error in (*refused.items(), *errors.items()):
+        programs[name] = Program(name, "", attached=False, error=_nameless(error, name))
+    for name, entry in answers.items():
+        if name not in programs and entry["passed_over"]:
+            programs[name] = Program(name, "", attached=False, passed_over=entry["passed_over"])
+        elif name not in programs:
             fd, links = next(given), tuple(next(given) for _ in range(entry["links"]))
-            programs[name] = replace(program, attached=True, id=entry["id"], tag=entry["tag"], fd=fd, links=links)
-    ordered = [programs[wanted.name] for wanted in request.programs]
-    collection = Collection(request.name, ordered, maps, answer["enums"])
-    if errors and not any(program.attached for program in ordered):
+            programs[name] = Program(
+                name, "", attached=True, id=entry["id"], tag=entry["tag"], fd=fd, links=links, cpus=tuple(entry["cpus"])
+            )
+    served = {wanted.alternative for wanted in request.programs if programs[wanted.name].attached} - {""}
+    ordered = []
+    for wanted in request.programs:
+        program = replace(programs[wanted.name], section=wanted.section, attach=dict(wanted.attach or {}))
+        if wanted.alternative in served and program.error:
+            # Another took its place: that is no error.
+            program = replace(program, error="", passed_over=program.error)
+        ordered.append(program)
+    collection = Collection(request.name, ordered, maps, answer["enums"], answer["stages"])
+    if not any(program.attached for program in ordered) and (refused or errors):
         # Nothing runs: that is no part of a success.
         collection.close()
-        raise errors[0]
+        raise next(iter((dict(refused) | dict(errors)).values()))
     return collection
 
 
@@ -251,7 +397,9 @@ def _nameless(error: KernelError, name: str) -> str:
     return str(error).removeprefix(f"program {name!r}: ")
 
 
-def _ask_child(request: LoadRequest, skip: Sequence[str], deadline: float) -> tuple[channel.Answer, list[int], str]:
+def _ask_child(
+    request: LoadRequest, skip: Sequence[str], weak: Sequence[str], deadline: float
+) -> tuple[channel.Answer, list[int], str]:
     """One child's answer, the descriptors that came with it, and its log."""
     document: channel.Request = {
         "name": request.name,
@@ -259,23 +407,45 @@ def _ask_child(request: LoadRequest, skip: Sequence[str], deadline: float) -> tu
         "deadline_s": max(0.0, deadline - time.monotonic()),
         "partial": request.partial,
         "skip": list(skip),
+        "weak": list(weak),
         "programs": [
-            {"name": program.name, "section": program.section, "attach": dict(program.attach or {})}
+            {
+                "name": program.name,
+                "section": program.section,
+                "attach": dict(program.attach or {}),
+                "alternative": program.alternative,
+                "rank": program.rank,
+            }
             for program in request.programs
         ],
         "maps": [
-            {"name": map.name, "clear_value_size": map.clear_value_size, "max_entries": map.max_entries}
+            {
+                "name": map.name,
+                "clear_value_size": map.clear_value_size,
+                "max_entries": map.max_entries,
+                "pin": map.pin,
+            }
             for map in request.maps
         ],
         "globals": [
-            {"section": value.section, "offset": value.offset, "value": value.value.hex()} for value in request.globals
+            {"section": value.section, "offset": value.offset, "value": value.value.hex(), "ksym": value.ksym}
+            for value in request.globals
         ],
         "read_maps": list(request.read_maps),
         "enums": list(request.enums),
     }
+    image = _sealed(request.object)
+    try:
+        return _ask(document, image, deadline, request.deadline_s)
+    finally:
+        os.close(image)
+
+
+def _ask(
+    document: channel.Request | channel.SampleRequest, given: int, deadline: float, deadline_s: float
+) -> tuple[channel.Answer, list[int], str]:
+    """Start a child, give it a document and a descriptor, and take its answer."""
     with contextlib.ExitStack() as stack:
-        image = _sealed(request.object)
-        stack.callback(os.close, image)
         log = os.memfd_create("skep-loader-log", os.MFD_CLOEXEC)
         stack.callback(os.close, log)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -283,12 +453,12 @@ def _ask_child(request: LoadRequest, skip: Sequence[str], deadline: float) -> tu
         with theirs:
             child = _start(theirs.fileno(), log)
         try:
-            channel.send(ours, document, [image])
+            channel.send(ours, document, [given])
             answer, descriptors = channel.receive(ours, deadline=deadline)
         except TimeoutError:
             _kill(child)
             raise KernelError(
-                f"loader: no answer within {request.deadline_s:g} s, killed while {diagnosis.last_stage(_text(log))}; "
+                f"loader: no answer within {deadline_s:g} s, killed while {diagnosis.last_stage(_text(log))}; "
                 "raise the deadline if the machine is that slow",
                 code="kernel.deadline",
                 log=diagnosis.tail(_text(log)),
@@ -391,9 +561,11 @@ def _text(log: int) -> str:
     return os.pread(log, _LOG_BYTES, max(0, size - _LOG_BYTES)).decode(errors="replace")
 
 
-def _close_all(descriptors: Sequence[int]) -> None:
+def let_go(descriptors: Sequence[int]) -> None:
+    """Close descriptors for good; of those that own a filter of traffic control, the filter goes first."""
     for descriptor in descriptors:
         if descriptor >= 0:
+            netlink.let_go(descriptor)
             os.close(descriptor)
 
 

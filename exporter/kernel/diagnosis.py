@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from exporter.errors import KernelError
+from exporter.hooks import Hook, hook_of, known_word, release, split_section
 
-from .attach import split_section
 from .features import Capability, Features
 
 if TYPE_CHECKING:
@@ -40,12 +40,23 @@ _LIBBPF_ERRNOS = (
 _KPROBE_SECTIONS = ("kprobe", "kretprobe", "ksyscall", "kretsyscall")
 _UPROBE_SECTIONS = ("uprobe", "uretprobe", "usdt")
 _TRACEFS_SECTIONS = ("tp", "tracepoint")
+_RAW_SECTIONS = ("raw_tp", "raw_tracepoint", "tp_btf")
 _PERF_SECTIONS = (*_KPROBE_SECTIONS, *_UPROBE_SECTIONS, *_TRACEFS_SECTIONS, "perf_event")
 _TRAMPOLINE_SECTIONS = ("fentry", "fexit", "fmod_ret", "lsm", "struct_ops", "freplace")
-_NETWORK_SECTIONS = ("xdp", "tc", "tcx", "classifier", "cgroup", "cgroup_skb", "sockops", "sk_msg", "sk_skb")
+_NETWORK_SECTIONS = (
+    "xdp", "tc", "tcx", "classifier", "action", "netkit", "netfilter", "cgroup", "cgroup_skb", "sockops", "sk_msg",
+    "sk_skb", "flow_dissector", "sk_lookup", "lwt_in", "lwt_out", "lwt_xmit",
+)  # fmt: skip
 
 _TARGET = re.compile(r"prog '([^']+)': failed to find kernel BTF type ID of '([^']+)'")
 _STATISTICS = re.compile(r"processed \d+ insns|verification time|stack depth|max_states|peak_states")
+_UNTRACEABLE = re.compile(
+    r"is not modifiable|is not allowed to be|not a function|[Cc]annot trace|can't attach|not traceable|is not sleepable"
+)
+_TOO_LARGE = re.compile(
+    r"BPF program is too large\. Processed \d+ insn|program too large \(\d+ insns\)|"
+    r"The sequence of \d+ jumps is too complex|too many states"
+)
 _NO_BTF = "this kernel shows no BTF of its own (CONFIG_DEBUG_INFO_BTF); use one that does"
 
 
@@ -56,6 +67,22 @@ def errno_name(number: int) -> str:
     if 0 <= number - 4000 < len(_LIBBPF_ERRNOS):
         return f"LIBBPF_ERRNO__{_LIBBPF_ERRNOS[number - 4000]}"
     return f"{errno.errorcode.get(number, f'errno {number}')} ({os.strerror(number)})"
+
+
+def failed_program(log: str) -> str:
+    """The program that made a load fail, as far as the log names one; or ``""``."""
+    return failed_target(log) or verifier_complaint(log)[0]
+
+
+def absent_function(log: str) -> str:
+    """The kernel function that an object wants and this kernel does not have; or ``""``."""
+    match = re.search(r"extern \(func ksym\) '([^']+)': not found", log)
+    return match[1] if match else ""
+
+
+def _named_last(log: str) -> str:
+    match = re.search(r"^(?:libbpf: )?prog '([^']+)': (?:missing BPF prog type|failed to load: -)", log, re.MULTILINE)
+    return match[1] if match else ""
 
 
 def failed_target(log: str) -> str:
@@ -98,7 +125,7 @@ def verifier_complaint(log: str) -> tuple[str, str]:
         if stripped and not _STATISTICS.match(stripped):
             complaint = stripped
             break
-    return (names[-1] if names else ""), complaint
+    return (names[-1] if names else _named_last(log)), complaint
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +151,21 @@ class _Case:
         return f"this kernel ({self.features.release})"
 
     def head(self, program: str) -> str:
-        """The first word of a program's section."""
-        return split_section(self.sections.get(program, ""))[0].partition(".")[0]
+        """The first word of a program's section, as the table of hooks has it."""
+        return known_word(split_section(self.sections.get(program, ""))[0]).partition(".")[0]
+
+    def hook(self, program: str) -> Hook | None:
+        """The kind of hook a program's section names."""
+        return hook_of(self.sections.get(program, ""))
+
+    def lacks(self, program: str) -> str:
+        """What this kernel is too old for, or was perhaps built without, that a program needs; or ``""``."""
+        hook = self.hook(program)
+        if hook is None or (not hook.needs and self.features.version >= hook.since):
+            return ""
+        if self.features.version < hook.since:
+            return f"{self.kernel} has no {hook.name} programs (first in {release(hook.since)})"
+        return f"{self.kernel} was perhaps built without {hook.needs}"
 
 
 def explain(failure: Failure, *, sections: Mapping[str, str], log: str, features: Features) -> KernelError:
@@ -151,10 +191,24 @@ def _explain_open(case: _Case) -> tuple[str, str]:
     if not case.errno:
         return f"object: {case.doing}; {build}", "elf.corrupt"
     if match := re.search(r"prog '([^']+)': missing BPF prog type, check ELF section name '([^']+)'", case.log):
-        message = f"program {match[1]!r}: libbpf knows no program type for section {match[2]!r}; rename the section"
-        return message, "elf.prog_type"
+        return _unknown_section(match), "elf.prog_type"
     words = tail(case.log, 1)
     return f"object: libbpf cannot open it: {errno_name(case.errno)}{words and ': ' + words}; {build}", "elf.corrupt"
+
+
+def _unknown_section(match: re.Match[str]) -> str:
+    return f"program {match[1]!r}: libbpf knows no program type for section {match[2]!r}; rename the section"
+
+
+def _explain_pin(case: _Case) -> tuple[str, str]:
+    remedy = "remove the pin, choose another path with maps.…pin, or make the definitions equal"
+    if case.errno:
+        remedy = "see that the path is in a mounted BPF file system (mount -t bpf bpf /sys/fs/bpf)"
+    return f"map {case.failure['program']!r}: {case.doing}; {remedy}", "kernel.pin"
+
+
+def _explain_symbol(case: _Case) -> tuple[str, str]:
+    return f"kernel symbol {case.failure['program']!r}: {case.doing}", "kernel.symbol"
 
 
 def _explain_prepare(case: _Case) -> tuple[str, str]:
@@ -169,6 +223,10 @@ def _explain_load(case: _Case) -> tuple[str, str]:
     log, number = case.log, case.errno
     program, complaint = verifier_complaint(log)
     subject = f"program {program!r}" if program else "object"
+    if match := re.search(r"specified path (\S+) is not on BPF FS", log):
+        named = re.search(r"map '([^']+)'[^\n]*pin", log)
+        message = f"{'map ' + repr(named[1]) if named else 'object'}: pin path {match[1]!r} is in no BPF file system"
+        return f"{message}; choose one below /sys/fs/bpf (mount -t bpf bpf /sys/fs/bpf)", "kernel.pin"
     if match := re.search(r"map '([^']+)': failed to create: .*?\((-?\d+)\)", log):
         return _explain_map(case, match[1], abs(int(match[2])))
     if name := failed_target(log):
@@ -178,8 +236,15 @@ def _explain_load(case: _Case) -> tuple[str, str]:
         return f"program {name!r}: section {case.sections.get(name, '')!r} {has}", "kernel.attach_target"
     if re.search(r"failed to find valid kernel BTF|[Ee]rror loading vmlinux BTF|kernel BTF is missing", log):
         return f"{subject}: needs the types of the running kernel; {_NO_BTF}", "kernel.btf"
-    if match := re.search(r"extern \((?:func |var )?ksym\) '([^']+)': not found", log):
-        return f"object: symbol {match[1]!r} is not in {case.kernel}; declare it __weak", "elf.core_reloc"
+    if match := re.search(r"prog '([^']+)': missing BPF prog type, check ELF section name '([^']+)'", log):
+        return _unknown_section(match), "elf.prog_type"
+    if match := re.search(r"kfunc '([^']+)' is referenced but wasn't resolved", log):
+        message = f"{subject}: calls kernel function {match[1]!r}, which {case.kernel} does not have; declare it __weak"
+        return f"{message}, and ask bpf_ksym_exists() before its call", "elf.core_reloc"
+    if match := re.search(r"extern \((func |var )?ksym\) '([^']+)': not found", log):
+        what = "function" if match[1] == "func " else "symbol"
+        message = f"object: kernel {what} {match[2]!r} is not in {case.kernel}; declare it __weak"
+        return f"{message}, and ask bpf_ksym_exists() before its use", "elf.core_reloc"
     if match := re.search(
         r"failed to resolve CO-RE relocation (?:<[a-z_]+> )?(?:\[\d+\] )?(.+?)(?: \(.*\))?$", log, re.M
     ):
@@ -191,14 +256,28 @@ def _explain_load(case: _Case) -> tuple[str, str]:
     if "cannot call GPL-restricted function from non-GPL compatible program" in log:
         message = f"{subject}: calls a function for GPL programs and its licence is not one"
         return message + '; declare SEC("license") "Dual BSD/GPL" or "GPL"', "elf.license"
+    if match := _TOO_LARGE.search(log):
+        message = f"{subject}: the verifier of {case.kernel} gives up on it: {match[0]}"
+        return f"{message}; branch and loop less, or split it", "elf.too_large"
+    if complaint and _UNTRACEABLE.search(complaint):
+        section = case.sections.get(program, "")
+        message = f"{subject}: section {section!r} names what {case.kernel} does not let be traced: {complaint}"
+        return f"{message}; choose another with attach.target", "kernel.attach_target"
     # A complaint means that the verifier ran, and then its word explains the errno: it too says EPERM and EACCES.
     may_load = case.features.has(Capability.BPF, Capability.PERFMON)
     if complaint and (may_load or number != errno.EPERM):
-        return f"{subject}: the verifier refuses it: {complaint}; correct the program", "elf.verifier"
+        message = f"{subject}: the verifier of {case.kernel} refuses it: {complaint}; correct the program"
+        return message, "elf.verifier"
     if number in (errno.EPERM, errno.EACCES):
         return f"{subject}: {_load_remedy(case, program)}", "kernel.permission"
-    if number in (errno.ENOMEM, errno.E2BIG):
+    if number == errno.E2BIG:
+        message = f"{subject}: it has more instructions than {case.kernel} loads for this process"
+        return f"{message}; split it, or give CAP_BPF", "elf.too_large"
+    if number == errno.ENOMEM:
         return f"{subject}: {errno_name(number)} when loading it; make maps or program smaller", "kernel.memory"
+    if number in (errno.EINVAL, errno.EOPNOTSUPP) and program and (lacks := case.lacks(program)):
+        instead = "choose another hook, or declare an alternative"
+        return f"{subject}: section {case.sections.get(program, '')!r}: {lacks}; {instead}", "kernel.hook"
     if number == ENOTSUPP and case.head(program) in _TRAMPOLINE_SECTIONS:
         message = f"{subject}: {case.kernel} has no trampolines on this architecture (arm64: first in 6.0)"
         return message + "; use a tp_btf or raw_tp program", "kernel.attach_target"
@@ -246,18 +325,49 @@ def _explain_attach(case: _Case) -> tuple[str, str]:
         return message, "kernel.attach_target"
     if number in (errno.EPERM, errno.EACCES):
         return f"{message}; {_attach_remedy(case.features, head)}", "kernel.permission"
-    remedy = ""
-    if head in _TRACEFS_SECTIONS and not case.features.tracefs:
-        remedy = "tracefs is not mounted or not readable: mount -t tracefs nodev /sys/kernel/tracing"
-    elif head in _KPROBE_SECTIONS and number in (errno.EOPNOTSUPP, ENOTSUPP, errno.ENOENT):
-        remedy = "this kernel has no such function, or no kprobes at all; use a tp_btf or raw_tp program"
-    elif number == errno.EOPNOTSUPP:
-        remedy = f"section {case.sections.get(program, '')!r} does not say where; complete it with attach"
-    elif number in (errno.EBUSY, errno.EEXIST):
-        remedy = "another program is attached there; detach it first"
-    elif words := said_of(program, case.log):
+    remedy = _place_remedy(case, program, head, number)
+    if not remedy and (words := said_of(program, case.log)):
         message = f"program {program!r}: {words}: {errno_name(number)}"
-    return f"{message}; {remedy or 'see that it is there, or choose another with attach'}", "kernel.attach_target"
+    remedy = remedy or f"see that {case.kernel} has it, or choose another with attach"
+    return f"{message}; {remedy}", "kernel.attach_target"
+
+
+def _place_remedy(case: _Case, program: str, head: str, number: int) -> str:
+    """What to do where the kernel says that this cannot be attached there; ``""`` if that is not clear."""
+    if head in _TRACEFS_SECTIONS and not case.features.tracefs:
+        return "tracefs is not mounted or not readable: mount -t tracefs nodev /sys/kernel/tracing"
+    if head in (*_TRACEFS_SECTIONS, *_RAW_SECTIONS) and number == errno.ENOENT:
+        return f"{case.kernel} has no such tracepoint, or its module is not loaded; choose another with attach.target"
+    if head in _KPROBE_SECTIONS:
+        return _function_remedy(case, number)
+    if head in _UPROBE_SECTIONS and number in (errno.ENOENT, errno.ESRCH, errno.EISDIR, errno.ENOTDIR):
+        return "see that file, symbol and process are there, or choose others with attach.binary, attach.target"
+    if number in (errno.EBUSY, errno.EEXIST):
+        return f"another program is attached there on {case.kernel}; detach it first"
+    if head == "perf_event" and number in (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP, errno.EINVAL):
+        return f"{case.kernel} does not count that on this machine; choose another event, such as software:cpu-clock"
+    if number == errno.ENODEV:
+        return f"{case.kernel} has no such interface; choose another with attach.interfaces"
+    if number == errno.EBADF and head in ("cgroup", "cgroup_skb", "sockops", "lsm_cgroup"):
+        return "choose a directory of cgroup v2 with attach.cgroup"
+    if number == errno.EINVAL and (lacks := case.lacks(program)):
+        return f"{lacks}; choose another hook, or declare an alternative"
+    if number == errno.EOPNOTSUPP:
+        return f"section {case.sections.get(program, '')!r} does not say where; complete it with attach"
+    return ""
+
+
+def _function_remedy(case: _Case, number: int) -> str:
+    instead = "choose another with attach.target, or use a tp_btf or raw_tp program"
+    if number in (errno.ENOENT, errno.ESRCH):
+        return f"{case.kernel} has no such function, or inlines it; {instead}"
+    if number == errno.EADDRNOTAVAIL:
+        return f"{case.kernel} has several functions of that name; {instead}"
+    if number in (errno.EOPNOTSUPP, ENOTSUPP, errno.ENOSYS):
+        return f"{case.kernel} has no kprobes (CONFIG_KPROBES), or not there; {instead}"
+    if number == errno.EINVAL:
+        return f"{case.kernel} does not let it be probed there; {instead}"
+    return ""
 
 
 def _attach_remedy(features: Features, head: str) -> str:
@@ -286,5 +396,7 @@ _EXPLAIN = {
     "load": _explain_load,
     "match": _explain_match,
     "open": _explain_open,
+    "pin": _explain_pin,
     "prepare": _explain_prepare,
+    "symbol": _explain_symbol,
 }

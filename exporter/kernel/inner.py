@@ -43,6 +43,7 @@ class InnerRows:
         self._lock = threading.Lock()
         self._closed = False
         self.max_entries = 0
+        self.is_array = False
 
     def batches(self) -> Iterator[Batch]:
         """All rows of all inner maps.

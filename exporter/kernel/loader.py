@@ -13,6 +13,7 @@ person is the parent's business (:mod:`.diagnosis`).
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import mmap
@@ -21,10 +22,16 @@ import resource
 import signal
 import socket
 import sys
+import time
 
-from . import _libbpf, channel
-from .attach import AttachError, attach, prepare
-from .channel import Answer, Failure, LoadedProgram, Request
+from exporter.hooks import split_section
+
+from . import _libbpf, alternatives, channel, symbols
+from .attach import Attached, AttachError, attach, learn_sections, prepare
+from .attach.perf import sample
+from .attach.places import parse_sampling
+from .channel import Answer, Failure, LoadedProgram, Request, SampleRequest
+from .weaken import weakened
 
 SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
@@ -48,14 +55,13 @@ def main() -> int:
     """Serve the one request on descriptor 0."""
     _confine()
     parent = socket.socket(fileno=0)
-    request: Request
     answer: Answer
-    request, (image,) = channel.receive(parent)
+    request, (given,) = channel.receive(parent)
     signal.alarm(int(request["deadline_s"]) + 2)
     try:
-        answer, descriptors, _keep_open = _serve(request, image)
+        answer, descriptors, _keep_open = _sample(request, given) if "sample" in request else _serve(request, given)
     except RefusalError as refused:
-        answer = {"failure": refused.failure, "maps": [], "programs": [], "enums": {}}
+        answer = {"failure": refused.failure, "maps": [], "programs": [], "enums": {}, "stages": {}}
         descriptors = []
     channel.send(parent, answer, descriptors)
     # No cleaning up: destroying links would detach what was just handed over.
@@ -85,12 +91,13 @@ def _serve(request: Request, image: int) -> tuple[Answer, list[int], _libbpf.Obj
     data = _sealed_bytes(image, request["sha256"])
     _libbpf.setup()
     _note("opening the object")
+    learn_sections(wanted["section"] for wanted in request["programs"])
     try:
-        opened = _libbpf.Object(data, request["name"])
+        opened = _libbpf.Object(weakened(data[:], request["weak"]) if request["weak"] else data, request["name"])
     except OSError as error:
         raise RefusalError.by(error, "open") from None
     programs, maps = _match(opened, request)
-    failures = _prepare(opened, programs, maps, request)
+    failures, passed_over = _prepare(opened, programs, maps, request)
     enums: dict[str, dict[str, int]] = {}
     if request["enums"]:
         _note("reading the kernel's enums")
@@ -99,10 +106,12 @@ def _serve(request: Request, image: int) -> tuple[Answer, list[int], _libbpf.Obj
         except OSError as error:
             raise RefusalError.by(error, "enums") from None
     _note("loading the object")
+    loading_s = time.monotonic()
     try:
         opened.load()
     except OSError as error:
         raise RefusalError.by(error, "load") from None
+    loaded_s = time.monotonic()
     read_maps = [(name, maps[name]) for name in request["read_maps"]]
     answer: Answer = {
         "failure": None,
@@ -118,6 +127,7 @@ def _serve(request: Request, image: int) -> tuple[Answer, list[int], _libbpf.Obj
         ],
         "programs": [],
         "enums": enums,
+        "stages": {},
     }
     descriptors = [map_.fd for _, map_ in read_maps]
     for wanted in request["programs"]:
@@ -125,14 +135,22 @@ def _serve(request: Request, image: int) -> tuple[Answer, list[int], _libbpf.Obj
         if name in request["skip"]:
             continue
         program = programs[name]
-        entry: LoadedProgram = {"name": name, "failure": failures.get(name), "id": 0, "tag": "", "links": 0}
+        entry: LoadedProgram = {
+            "name": name,
+            "failure": failures.get(name),
+            "passed_over": passed_over.get(name, ""),
+            "id": 0,
+            "tag": "",
+            "links": 0,
+            "cpus": [],
+        }
         answer["programs"].append(entry)
-        if entry["failure"]:
+        if entry["failure"] or entry["passed_over"]:
             continue
         _note(f"attaching program {name}")
-        links: list[int] = []
+        attached = Attached([])
         try:
-            links = attach(program, wanted["attach"])
+            attached = attach(program, wanted["attach"])
         except (OSError, AttachError) as error:
             refused = RefusalError.by(error, "attach", program=name)
             if not request["partial"]:
@@ -140,9 +158,23 @@ def _serve(request: Request, image: int) -> tuple[Answer, list[int], _libbpf.Obj
             entry["failure"] = refused.failure
         else:
             entry["id"], entry["tag"] = program.info()
-            entry["links"] = len(links)
-            descriptors += [program.fd, *links]
+            entry["links"] = len(attached.links)
+            entry["cpus"] = list(attached.cpus)
+            descriptors += [program.fd, *attached.links]
+    answer["stages"] = {"load": [loading_s, loaded_s], "attach": [loaded_s, time.monotonic()]}
     return answer, descriptors, opened
+
+
+def _sample(request: SampleRequest, program: int) -> tuple[Answer, list[int], None]:
+    """Links that sample more CPUs with a program that runs."""
+    _libbpf.setup()
+    _note("sampling CPUs")
+    _, rest = split_section(request["sample"])
+    try:
+        links = sample(program, parse_sampling(rest, request["attach"]), request["cpus"])
+    except (OSError, AttachError) as error:
+        raise RefusalError.by(error, "attach") from None
+    return {"failure": None, "maps": [], "programs": [], "enums": {}, "stages": {}}, links, None
 
 
 def _sealed_bytes(image: int, sha256: str) -> mmap.mmap:
@@ -181,19 +213,21 @@ def _prepare(
     programs: dict[str, _libbpf.Program],
     maps: dict[str, _libbpf.Map],
     request: Request,
-) -> dict[str, Failure]:
+) -> tuple[dict[str, Failure], dict[str, str]]:
     """Say everything that must be said between opening and loading.
 
     Returns:
-        The failures of programs that will not be loaded, if the others may run without them.
+        The failures of programs that will not be loaded, if the others may run without them; and the alternatives
+        that are passed over, each with the reason.
     """
-    wanted = {entry["name"]: entry["attach"] for entry in request["programs"]}
+    wanted = {entry["name"]: entry for entry in request["programs"]}
+    passed_over = alternatives.choose(request["programs"], request["skip"])
     failures: dict[str, Failure] = {}
     for name, program in programs.items():
-        load = name in wanted and name not in request["skip"]
+        load = name in wanted and name not in request["skip"] and name not in passed_over
         try:
             if load:
-                prepare(program, wanted[name])
+                prepare(program, wanted[name]["attach"])
         except (OSError, AttachError) as error:
             refused = RefusalError.by(error, "attach", program=name)
             if not request["partial"]:
@@ -201,18 +235,57 @@ def _prepare(
             failures[name] = refused.failure
         program.set_autoload(load and name not in failures)
     try:
-        for map_ in maps.values():
-            map_.forget_pin()
         for change in request["maps"]:
             if change["clear_value_size"]:
                 maps[change["name"]].clear_sizes()
             if change["max_entries"]:
                 maps[change["name"]].set_max_entries(change["max_entries"])
+        pins = {change["name"]: change["pin"] for change in request["maps"]}
+        for name, map_ in maps.items():
+            _share(map_, pins.get(name, ""))
         for value in request["globals"]:
-            opened.set_global(value["section"], value["offset"], bytes.fromhex(value["value"]))
+            bytes_ = _symbol(value["ksym"]) if value["ksym"] else bytes.fromhex(value["value"])
+            opened.set_global(value["section"], value["offset"], bytes_)
     except OSError as error:
         raise RefusalError.by(error, "prepare") from None
-    return failures
+    return failures, passed_over
+
+
+def _share(map_: _libbpf.Map, path: str) -> None:
+    """Share a map under a path, if it is the same map; without a path share nothing, whatever the object says."""
+    map_.set_pin(path)
+    if not path:
+        return
+    try:
+        found = _libbpf.pinned_map(path)
+    except OSError as error:
+        if error.errno == errno.ENOENT and os.path.isdir(os.path.dirname(path)):  # noqa: PTH112, PTH120
+            return  # libbpf will make and pin it
+        raise RefusalError.by(error, "pin", program=map_.name) from None
+    expected = {
+        "type": map_.type,
+        "key_size": map_.key_size,
+        "value_size": map_.value_size,
+        "max_entries": map_.max_entries,
+        "flags": map_.flags,
+    }
+    if different := [key for key in expected if found[key] != expected[key]]:
+        told = ", ".join(f"{key} {found[key]}, expected {expected[key]}" for key in different)
+        raise RefusalError("pin", program=map_.name, doing=f"the map pinned at {path!r} has {told}")
+
+
+def _symbol(name: str) -> bytes:
+    found = symbols.addresses(name)
+    doing = ""
+    if not symbols.readable() or (found and not any(found)):
+        doing = "the kernel hides the addresses of its symbols; it needs CAP_SYSLOG, and kernel.kptr_restrict at 1 or 0"
+    elif not found:
+        doing = "this kernel has no such symbol; name another"
+    elif len(found) > 1:
+        doing = f"this kernel has {len(found)} symbols of that name; name another"
+    if doing:
+        raise RefusalError("symbol", program=name, doing=doing)
+    return found[0].to_bytes(8, sys.byteorder)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,9 @@ from .diagnosis import errno_name
 from .features import possible_cpus
 
 # Numbers of enum bpf_map_type.
+PERF_EVENT_ARRAY = 4
+QUEUE = 22
+STACK = 23
 RINGBUF = 27
 _LPM_TRIE = 11
 _PER_CPU = frozenset({5, 6, 10, 21})  # PERCPU_HASH, PERCPU_ARRAY, LRU_PERCPU_HASH, PERCPU_CGROUP_STORAGE
@@ -34,6 +37,7 @@ _CGROUP_STORAGE = frozenset({19, 21})  # CGROUP_STORAGE and its per-CPU form, by
 _ENTRIES_UNKNOWN = 1 << 16
 # ARRAY_OF_MAPS, HASH_OF_MAPS: a batch stops at the first empty place.
 _WALKED = frozenset({12, 13}) | _CGROUP_STORAGE
+_ARRAYS = frozenset({2, 6})  # ARRAY, PERCPU_ARRAY
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,11 @@ class Map:
 
     def __repr__(self) -> str:
         return f"Map({self.name!r}, type={self.type}, fd={self.fd})"
+
+    @property
+    def is_array(self) -> bool:
+        """Whether all its rows are always there."""
+        return self.type in _ARRAYS
 
     def batches(self, chunk_rows: int = 4096) -> Iterator[Batch]:
         """All rows, at most ``chunk_rows`` at a time, without the GIL while the kernel copies.

@@ -37,6 +37,8 @@ class StorageRows:
     def __init__(self, source: Map, *, of: str, proc: str = "/proc") -> None:
         self._source, self._of, self._proc = source, of, Path(proc)
 
+    is_array = False
+
     @property
     def max_entries(self) -> int:
         """0: it grows with what it is attached to."""

@@ -46,6 +46,10 @@ STORAGE = {MapType.TASK_STORAGE: "task", MapType.CGRP_STORAGE: "cgroup"}
 OF_MAPS = (MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS)
 ARRAYS = (MapType.ARRAY, MapType.PERCPU_ARRAY)
 RINGS = (MapType.RINGBUF, MapType.USER_RINGBUF)
+SOURCES = {
+    MapType.RINGBUF: "ring", MapType.PERF_EVENT_ARRAY: "perf", MapType.QUEUE: "queue", MapType.STACK: "stack",
+}  # fmt: skip
+"""Map types that records are taken from."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,7 @@ _INTEGER_DECODERS = frozenset(
         "device",
         "interface",
         "ksym",
+        "natural",
         "port",
     }
     | {"cgroup", "cgroup.unit", "cgroup.slice", "cgroup.container", "cgroup.pod", "comm", "kstack", "ustack"}
@@ -178,6 +179,8 @@ _MAP_KEYS = frozenset(
         "severity",
         "lost",
         "switch",
+        "count",
+        "record",
         "label",
         "decode",
         "drop",
@@ -200,6 +203,8 @@ _MEMBER_KEYS = frozenset(
         "sum",
         "enabled",
         "stack",
+        "value",
+        "series",
     }
 )
 
@@ -247,6 +252,7 @@ def _read_tags(owner: str, tags: Sequence[str], allowed: Iterable[str], problems
             slots=reader.take("slots", parse_slots),
             enabled=enabled,
             sum=reader.flag("sum"),
+            is_value=reader.flag("value"),
         ),
         LabelDeclaration(
             labels=tuple(labels) or None,
@@ -255,6 +261,7 @@ def _read_tags(owner: str, tags: Sequence[str], allowed: Iterable[str], problems
             slot=reader.flag("slot"),
             time=reader.flag("time"),
             stack=reader.take("stack", line),
+            series=reader.flag("series"),
         ),
         EventDeclaration(
             name=metric_name,
@@ -263,6 +270,8 @@ def _read_tags(owner: str, tags: Sequence[str], allowed: Iterable[str], problems
             help=help_text,
             lost=reader.take("lost", line),
             switch=reader.take("switch", line),
+            count=reader.take("count", line),
+            record=reader.take("record", line),
         ),
     )
 

@@ -7,6 +7,7 @@ per element, except where the array is a histogram's slots.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Mapping
 
@@ -18,6 +19,8 @@ from .conventions import enum_texts
 from .plan import GlobalPlan, SectionSource
 
 Value = int | bool | float | str
+KSYM = "ksym:"
+_SYMBOL = re.compile(r"[A-Za-z_.][A-Za-z0-9_.$]{0,255}")
 
 
 def plan_globals(
@@ -36,6 +39,9 @@ def plan_globals(
             problems.append(PlanError(f"{where} {found}; settable in this object: {listed}", code="plan.global"))
             continue
         try:
+            if isinstance(value, str) and value.startswith(KSYM):
+                plans.append(_symbol(spec, entry, value.removeprefix(KSYM)))
+                continue
             plans.append(GlobalPlan(name, entry.section, entry.offset, _encode(spec, entry, value)))
         except (PlanError, ObjectError) as error:
             problems.append(PlanError(f"{where} {error}", code="plan.global"))
@@ -65,6 +71,20 @@ def as_array(spec: ObjectSpec, entry: GlobalSpec, *, histogram: bool) -> tuple[M
         section=entry.section,
     )
     return array, SectionSource(entry.section, entry.offset, count)
+
+
+def _symbol(spec: ObjectSpec, entry: GlobalSpec, name: str) -> GlobalPlan:
+    """A global that gets the address of a kernel symbol, which only the host knows."""
+    layout = layout_of(spec.btf, entry.type_id)
+    field = layout.fields[0] if layout.scalar and layout.fields else None
+    fits = field is not None and field.kind in (FieldKind.UINT, FieldKind.POINTER) and entry.size == 8
+    if field is not None and field.kind is FieldKind.CHARS:
+        return GlobalPlan(entry.name, entry.section, entry.offset, _encode(spec, entry, KSYM + name))
+    if not fits:
+        raise PlanError(f"is {KSYM + name!r}; an address goes into a __u64, this is {layout.type_name}")
+    if not _SYMBOL.fullmatch(name):
+        raise PlanError(f"is {KSYM + name!r}; expected {KSYM}NAME with the name of a kernel symbol")
+    return GlobalPlan(entry.name, entry.section, entry.offset, bytes(8), name)
 
 
 def _encode(spec: ObjectSpec, entry: GlobalSpec, value: Value) -> bytes:

@@ -1,4 +1,4 @@
-"""Decides about one map: private, a table of series, or a stream of events."""
+"""Decides about one map: private, a table of series, or a ring, which ``streams`` decides about."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from exporter.bpf import Field, FieldKind, Layout, MapSpec, MapType, layout_of
 from exporter.model import Kind, prometheus_label
 
-from .context import ARRAYS, BY_CGROUP, OF_MAPS, STORAGE, TABLES, MapContext, listed, map_type_name, why_no_table
+from .context import BY_CGROUP, OF_MAPS, SOURCES, STORAGE, TABLES, MapContext, listed, map_type_name, why_no_table
 from .conventions import Tags, map_tags, member_tags
-from .labels import LabelReader, value_rule
-from .metadata import EventMetadata, LabelDeclaration, MetricDeclaration, MetricMetadata, over
-from .plan import InnerSource, LabelRule, SectionSource, Source, StorageSource, StreamPlan
-from .values import OTEL_NAME, Metric, ValueReader, is_slot_array
+from .labels import LabelReader
+from .metadata import LabelDeclaration, MetricDeclaration, MetricMetadata, over
+from .plan import InnerSource, LabelRule, SectionSource, Source, StorageSource
+from .streams import Ring, plan_ring
+from .values import Metric, ValueReader, is_slot_array
 
 _TASK = Layout(
     "task",
@@ -46,7 +47,7 @@ class Table:
         return f"{'global' if isinstance(self.source, SectionSource) else 'map'} {self.spec.name!r}"
 
 
-def plan_map(context: MapContext, prefix_kind: str | None) -> Table | StreamPlan | None:
+def plan_map(context: MapContext, prefix_kind: str | None) -> Table | Ring | None:
     """Decide about one map.
 
     Args:
@@ -54,7 +55,7 @@ def plan_map(context: MapContext, prefix_kind: str | None) -> Table | StreamPlan
         prefix_kind: The kind that the map's name begins with, if it does.
 
     Returns:
-        Its table or stream; None if it is private or something is wrong with it, which is then in the context.
+        Its table or ring; None if it is private or something is wrong with it, which is then in the context.
     """
     tags = map_tags(context.owner, context.spec.tags, context.problems)
     return _MapPlanner(context, prefix_kind, tags).made()
@@ -85,24 +86,32 @@ class _MapPlanner:
     def document(self) -> MetricMetadata:
         return self.map.document.metrics.get(self.map.spec.name, MetricMetadata(MetricDeclaration()))
 
-    def made(self) -> Table | StreamPlan | None:
+    def made(self) -> Table | Ring | None:
         name = self.map.spec.name
         event = self.map.document.events.get(name)
         declared = over(self.document.metric, self.tags.metric)
         if self.map.spec.pinning:
             self.map.note("its object pins it by name below the BPF file system, shared with whoever uses that name")
-        sized = self.map.spec.type in (*TABLES, MapType.RINGBUF) and self.map.spec.type not in BY_CGROUP
-        if self.map.spec.max_entries == 0 and sized:
+        sized = (*TABLES, MapType.RINGBUF, MapType.QUEUE, MapType.STACK)
+        if self.map.spec.max_entries == 0 and self.map.spec.type in sized and self.map.spec.type not in BY_CGROUP:
             self.map.problem("map_type", "max_entries is 0, which the kernel refuses; add __uint(max_entries, …)")
+        if self.map.spec.type in SOURCES:
+            return plan_ring(self.map, self.prefix_kind, self.tags)
         explicit = "event" if event is not None else declared.kind
         kind = explicit or self.prefix_kind
         if kind == "none":
             self.map.note("not exported: its kind is none")
             return None
         if kind == "event":
-            if name in self.map.document.metrics:
-                self.map.problem_in_metadata(name, f"is about a map of events; say it under 'events.{name}'")
-            return self._stream(event) if self._is_ring(explicit is not None) else None
+            text = f"events come from ring buffers, this is {map_type_name(self.map.spec)}; use BPF_MAP_TYPE_RINGBUF"
+            if self.map.spec.type is MapType.USER_RINGBUF:
+                text = "a user ring buffer carries records from user space to the program; there is nothing to read"
+            self._refuse(explicit is not None, text)
+            return None
+        if self.map.spec.type is MapType.USER_RINGBUF and kind is not None:
+            text = "a user ring buffer carries records from user space to the program; there is nothing to read"
+            self._refuse(explicit is not None, text)
+            return None
         return self._table(declared, kind, explicit is not None)
 
     def made_of_variable(self) -> Table | None:
@@ -123,75 +132,6 @@ class _MapPlanner:
         else:
             self.map.note(f"not exported: {text}")
 
-    def _is_ring(self, explicit: bool) -> bool:
-        if self.map.spec.type is MapType.RINGBUF:
-            return True
-        self._refuse(
-            explicit, f"events come from ring buffers, this is {map_type_name(self.map.spec)}; use BPF_MAP_TYPE_RINGBUF"
-        )
-        return False
-
-    # Events.
-
-    def _stream(self, document: EventMetadata | None) -> StreamPlan | None:
-        declared = over(document.event if document else None, self.tags.event)
-        if not self.map.spec.value_type_id:
-            self.map.problem("record", "its records have no type; declare __type(value, struct …)")
-            return None
-        layout = layout_of(self.map.object.btf, self.map.spec.value_type_id)
-        labels = LabelReader(self.map, "record", dict(document.labels) if document else {}, layout, self.tags.label)
-        rules, _ = labels.rules()
-        if labels.time is not None and (labels.time.size_bits != 64 or labels.time.kind is not FieldKind.UINT):
-            self.map.problem(
-                "record", f"member {labels.time.name!r} is marked as time; expected the u64 of bpf_ktime_get_ns()"
-            )
-        name = declared.name or f"ebpf.{self.map.base_name}"
-        if not OTEL_NAME.fullmatch(name):
-            self.map.problem("name", f"event name {name!r}; expected a dotted name of letters, digits and '_'")
-        if declared.lost is not None:
-            self._check_lost(declared.lost)
-        return StreamPlan(
-            map=self.map.spec.name,
-            event_name=name,
-            attributes=rules,
-            record_size=layout.size,
-            description=declared.help or f"Records of eBPF ring buffer {self.map.spec.name}",
-            time=value_rule(labels.time) if labels.time else None,
-            severity=declared.severity or 9,
-            lost_map=declared.lost or "",
-            enabled=declared.enabled is not False,
-            switch=self._switch(declared.switch) if declared.switch is not None else "",
-        )
-
-    def _check_lost(self, name: str) -> None:
-        try:
-            lost = self.map.object.map(name)
-        except KeyError:
-            self.map.problem("record", f"lost is {name!r}, which is no map; the object has {listed(self._map_names())}")
-            return
-        if lost.type not in ARRAYS or lost.value_size != 8:
-            self.map.problem(
-                "record",
-                f"lost is {name!r}, {map_type_name(lost)} of {lost.value_size} bytes; expected an array of u64",
-            )
-
-    def _switch(self, name: str) -> str:
-        """The name, if it is that of a global that can be set to true or false."""
-        entry = next((entry for entry in self.map.object.globals if entry.name == name and entry.constant), None)
-        if entry is None:
-            known = [entry.name for entry in self.map.object.globals if entry.constant]
-            text = f"switch is {name!r}, which is no `const volatile` global; the object has {listed(known)}"
-        else:
-            layout = layout_of(self.map.object.btf, entry.type_id)
-            if layout.scalar and [field.kind for field in layout.fields] == [FieldKind.BOOL]:
-                return name
-            text = f"switch is {name!r} of type {layout.type_name}; expected bool"
-        self.map.problem("record", text)
-        return ""
-
-    def _map_names(self) -> list[str]:
-        return [spec.name for spec in self.map.object.maps]
-
     # Tables.
 
     def _table(self, declared: MetricDeclaration, kind: str | None, explicit: bool) -> Table | None:
@@ -208,17 +148,14 @@ class _MapPlanner:
             elif self.map.what == "map":
                 self.map.note("not exported: nothing says its kind")
             return None
-        if self.map.spec.type is MapType.RINGBUF:
-            self.map.problem(
-                "map_type", f"a {kind} from a ring buffer's records is not supported yet; use kind=event or a hash map"
-            )
-            return None
         if self.map.spec.type not in TABLES:
             self._refuse(explicit, f"cannot be a {kind}: {why_no_table(self.map.spec)}")
             return None
         if layout is None:
             self.map.problem("value", "its value has no type; declare __type(value, …)")
             return None
+        if self.document.metric.value is not None or any(member.is_value for member in members.values()):
+            self.map.problem("value", "value names what a ring's records count; a member of a row needs a kind instead")
         key = self._key_reader()
         if key is None:
             return None

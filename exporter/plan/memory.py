@@ -10,6 +10,8 @@ from __future__ import annotations
 from exporter.bpf import MapSpec, MapType
 
 PAGE = 4096
+PERF_BUFFER_BYTES = 256 << 10
+"""Of each CPU, as ``kernel/rings.py`` opens them."""
 _MAP = 1024
 """A map's own structure and its rounding."""
 _HTAB_ELEM, _BUCKET, _POINTER = 48, 16, 8
@@ -68,6 +70,11 @@ def map_memory(spec: MapSpec, possible_cpus: int) -> int:
         case _:
             size = entries * _POINTER
     return _MAP + size
+
+
+def perf_memory(possible_cpus: int) -> int:
+    """The buffers of a perf event array that is read: one for each CPU, and a page of positions."""
+    return possible_cpus * (PERF_BUFFER_BYTES + PAGE)
 
 
 def data_memory(size: int) -> int:

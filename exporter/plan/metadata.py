@@ -11,8 +11,13 @@ The document, JSON in an image and YAML beside a C file::
     metrics:
       runqueue:                    # a map, or map.member for one member of a struct value
         {kind: histogram, name: ebpf.runqueue.latency, unit: s, scale: 1e-6, slots: log2_ceil, help: …}
+      requests:                    # a ring: counts its records; of a histogram, value is the member observed
+        {kind: histogram, value: latency_ns, labels: {path: {}}}
     events:
       exits: {name: ebpf.process.exit, severity: info, labels: {code: {name: exit_code}}, time: at}
+    programs:
+      on_fentry: {alternative: reads, rank: 1}    # of a group one program runs: the lowest rank that can
+      on_kprobe: {alternative: reads, rank: 2}
 """
 
 from __future__ import annotations
@@ -33,13 +38,19 @@ METRIC_KINDS = ("counter", "gauge", "histogram", "none")
 SEVERITIES = {"trace": 1, "debug": 5, "info": 9, "warn": 13, "error": 17}
 """OpenTelemetry severity numbers."""
 TEXT_LIMIT = 1024
+RANK_LIMIT = 99
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class MetricDeclaration:
-    """What is said about a map's or a value member's metric; None is: nothing."""
+    """What is said about a map's, or a value or record member's metric; None is: nothing.
+
+    Attributes:
+        value: Of a ring: the member that its own metric adds or observes.
+        is_value: Of a record's member: whether it is that one.
+    """
 
     kind: str | None = None
     name: str | None = None
@@ -49,6 +60,8 @@ class MetricDeclaration:
     slots: SlotScheme | None = None
     enabled: bool | None = None
     sum: bool | None = None
+    value: str | None = None
+    is_value: bool | None = None
 
     @property
     def said(self) -> tuple[str, ...]:
@@ -63,6 +76,7 @@ class LabelDeclaration:
     Attributes:
         labels: ``(label name, decoder or "")``; several labels may come from one member.
         stack: The map that its stack id is of.
+        series: Whether a record's member is also a label of the metrics that are made beside events.
     """
 
     labels: tuple[tuple[str, str], ...] | None = None
@@ -71,6 +85,7 @@ class LabelDeclaration:
     slot: bool | None = None
     time: bool | None = None
     stack: str | None = None
+    series: bool | None = None
 
     @property
     def whole(self) -> bool:
@@ -84,6 +99,8 @@ class EventDeclaration:
 
     Attributes:
         switch: The ``const volatile bool`` that tells the program whether the events are wanted.
+        count: The name of the counter that counts them, beside the events.
+        record: The name of the records' type, of a map that has no type for its values.
     """
 
     name: str | None = None
@@ -92,6 +109,16 @@ class EventDeclaration:
     help: str | None = None
     lost: str | None = None
     switch: str | None = None
+    count: str | None = None
+    record: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramDeclaration:
+    """What is said about a program: the group of alternatives it is one of, and its place in it."""
+
+    alternative: str | None = None
+    rank: int | None = None
 
 
 D = TypeVar("D", MetricDeclaration, LabelDeclaration, EventDeclaration)
@@ -125,11 +152,12 @@ class EventMetadata:
 
 @dataclass(frozen=True, slots=True)
 class ImageMetadata:
-    """The whole document; ``metrics`` by map or ``map.member``, ``events`` by map."""
+    """The whole document; ``metrics`` by map or ``map.member``, ``events`` by map, ``programs`` by function."""
 
     description: str = ""
     metrics: Mapping[str, MetricMetadata] = field(default_factory=dict)
     events: Mapping[str, EventMetadata] = field(default_factory=dict)
+    programs: Mapping[str, ProgramDeclaration] = field(default_factory=dict)
 
 
 def parse_metadata(document: Mapping[str, object]) -> ImageMetadata:
@@ -187,7 +215,7 @@ class _Reader:
         self.problems: list[SkepError] = []
 
     def document(self, document: Mapping[str, object]) -> ImageMetadata:
-        top = self.mapping("", document, ("version", "description", "metrics", "events"))
+        top = self.mapping("", document, ("version", "description", "metrics", "events", "programs"))
         if type(top.get("version")) is not int or top["version"] != 1:
             self.problem(
                 "version", f"is {top.get('version')!r}; this skep reads version 1, use a newer one or write version: 1"
@@ -202,10 +230,25 @@ class _Reader:
                 name: self.event(f"events.{name}", body)
                 for name, body in self.mapping("events", top.get("events")).items()
             },
+            programs={
+                name: self.program(f"programs.{name}", body)
+                for name, body in self.mapping("programs", top.get("programs")).items()
+            },
         )
 
+    def program(self, path: str, body: object) -> ProgramDeclaration:
+        parts = self.mapping(path, body, ("alternative", "rank"))
+        rank = parts.get("rank")
+        if rank is not None and (type(rank) is not int or not 0 <= rank <= RANK_LIMIT):
+            self.problem(f"{path}.rank", f"is {rank!r:.60}; expected 0 to {RANK_LIMIT}")
+            rank = None
+        assert rank is None or isinstance(rank, int)
+        return ProgramDeclaration(self.take(parts, path, "alternative", line), rank)
+
     def metric(self, path: str, body: object) -> MetricMetadata:
-        parts = self.mapping(path, body, ("kind", "name", "unit", "scale", "help", "slots", "enabled", "sum", "labels"))
+        parts = self.mapping(
+            path, body, ("kind", "name", "unit", "scale", "help", "slots", "enabled", "sum", "value", "labels")
+        )
         scale = parts.get("scale")
         if type(scale) in (int, float):
             parts = {**parts, "scale": repr(scale)}
@@ -219,12 +262,15 @@ class _Reader:
                 slots=self.take(parts, path, "slots", parse_slots),
                 enabled=self.flag(parts, path, "enabled"),
                 sum=self.flag(parts, path, "sum"),
+                value=self.take(parts, path, "value", line),
             ),
             self.labels(f"{path}.labels", parts.get("labels")),
         )
 
     def event(self, path: str, body: object) -> EventMetadata:
-        parts = self.mapping(path, body, ("name", "severity", "enabled", "help", "lost", "switch", "labels", "time"))
+        parts = self.mapping(
+            path, body, ("name", "severity", "enabled", "help", "lost", "switch", "record", "labels", "time")
+        )
         severity = self.take(parts, path, "severity", lambda text: SEVERITIES[word(text, tuple(SEVERITIES))])
         labels = self.labels(f"{path}.labels", parts.get("labels"))
         time = self.take(parts, path, "time", line)
@@ -238,6 +284,7 @@ class _Reader:
                 help=self.take(parts, path, "help", line),
                 lost=self.take(parts, path, "lost", line),
                 switch=self.take(parts, path, "switch", line),
+                record=self.take(parts, path, "record", line),
             ),
             labels,
         )

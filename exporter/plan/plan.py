@@ -14,7 +14,7 @@ from exporter.model import Instrument, Scope
 DECODERS: frozenset[str] = frozenset(
     {
         "uint", "int", "bool", "float", "hex", "string", "bytes", "enum", "ipv4", "ipv6", "ip", "port", "port_be",
-        "duration", "time", "errno", "syscall", "signal", "uid", "device", "interface", "ksym",
+        "duration", "time", "errno", "syscall", "signal", "uid", "device", "interface", "ksym", "natural",
         "cgroup", "cgroup.unit", "cgroup.slice", "cgroup.container", "cgroup.pod", "prefix",
         "comm", "kstack", "ustack",
     }
@@ -22,10 +22,10 @@ DECODERS: frozenset[str] = frozenset(
 """Names of label decoders.
 
 ``duration`` gives seconds from ns, ``time`` RFC 3339 from ``bpf_ktime_get_ns``,
-``port_be`` swaps network order, ``ip`` is 4 or 16 bytes, ``device`` a kernel
-``dev_t`` (major << 20 | minor), ``prefix`` is a part of a trie's key,
-``comm`` the name of the process with that number,
-``kstack`` and ``ustack`` are ids of a stack map. An empty result means: no such label.
+``natural`` is an integer that is none when it is negative, ``port_be`` swaps network order, ``ip``
+is 4 or 16 bytes, ``device`` a kernel ``dev_t`` (major << 20 | minor), ``prefix`` is a
+part of a trie's key, ``comm`` the name of the process with that number, ``kstack`` and ``ustack`` are ids of a stack
+map. An empty result means: no such label.
 """
 
 
@@ -109,12 +109,30 @@ class HistogramRule:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordRule:
+    """What one record of a ring adds to the cells of its series.
+
+    Attributes:
+        value: Where in the record the number lies that a counter adds or a histogram observes; None: it is 1.
+        edges: Of a histogram: the inclusive upper edge of each slot but the last, in the number's own unit; whole
+            where the number is.
+    """
+
+    value: ValueRule | None = None
+    edges: tuple[int | float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class MetricPlan:
-    """One instrument and where its cells come from: ``value`` for counter and gauge, else ``histogram``."""
+    """One instrument and where its cells come from: ``value`` for counter and gauge, else ``histogram``.
+
+    Those of a ring's records have ``record`` instead.
+    """
 
     instrument: Instrument
     value: ValueRule | None = None
     histogram: HistogramRule | None = None
+    record: RecordRule | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +188,9 @@ class TablePlan:
 
     Attributes:
         map: Map name in the object; of a global, the variable's name.
-        key_size, value_size: Bytes of a row (of one CPU's slot, if per-CPU).
+        records: The map is a ring, read by a stream of the plan: what its records count, not rows. Labels and numbers
+            then both lie in the record, and a series that expires begins anew when it returns.
+        key_size, value_size: Bytes of a row (of one CPU's slot, if per-CPU); of records, 0 and the record's.
         per_cpu: Values are summed over CPUs.
         labels: In the order they are shown; those dropped by configuration are absent, and rows
             that then have equal labels are summed.
@@ -194,6 +214,7 @@ class TablePlan:
     expire_idle: bool = False
     expire_after_s: float = 3600.0
     series_limit: int = 10_000
+    records: bool = False
     source: Source | None = None
 
     @property
@@ -204,18 +225,25 @@ class TablePlan:
 
 @dataclass(frozen=True, slots=True)
 class StreamPlan:
-    """One ring whose records become events.
+    """One ring that is read: its records become events, metrics, or both.
 
     Attributes:
-        event_name: OpenTelemetry event name, dotted.
+        event_name: OpenTelemetry event name, dotted; of a ring without events, what its records are counted under.
         attributes: Of each record.
         time: Where the record keeps its ``bpf_ktime_get_ns``; without it the time of reading is used.
-        record_size: Bytes of the declared type; shorter records are counted as failed.
+        record_size: Bytes of the declared type, without its flexible array; shorter records are counted as failed, of
+            longer ones the beginning is read.
+        tail: The flexible array that the record ends with, as one more attribute: ``string`` or ``bytes``, or the
+            numbers ``uint`` or ``int`` of ``size_bits`` each, as many as the record holds.
         severity: OpenTelemetry severity number, 9 is INFO.
         lost_map: A per-CPU or plain array of one u64 in which the program counts failed reserves, or "".
         sample_one_in: Of so many records one is exported.
-        enabled: A disabled stream is drained and not exported.
-        switch: The global that tells the program whether to fill it, or ""; set to ``enabled`` before load.
+        enabled: Whether events are made. A stream without events and metrics is drained.
+        source: What is read: ``ring``, ``perf`` (a perf event array), ``queue`` or ``stack``.
+        metrics: Whether a table of the plan is fed with its records: with all of them, sampled or not.
+        metrics_only: It never makes events, and configuration cannot ask for them.
+        switch: The global that tells the program whether to fill it, or ""; set before load to whether anything is
+            made.
     """
 
     map: str
@@ -231,25 +259,43 @@ class StreamPlan:
     enabled: bool = True
     sample_one_in: int = 1
     switch: str = ""
+    metrics: bool = False
+    metrics_only: bool = False
+    source: str = "ring"
+    tail: LabelRule | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class GlobalPlan:
-    """A ``const volatile`` global to be written before load: ``value`` is its whole bytes."""
+    """A ``const volatile`` global to be written before load.
+
+    Attributes:
+        value: Its whole bytes.
+        ksym: The kernel symbol whose address it gets instead, or ``""``.
+    """
 
     name: str
     section: str
     offset: int
     value: bytes
+    ksym: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ProgramPlan:
-    """A program to load, and where to attach it; ``attach`` is None for: as its section says."""
+    """A program to load, and where to attach it.
+
+    Attributes:
+        attach: None is: as its section says.
+        alternative: A group of programs for one measurement, of which the host runs the first by ``rank`` that it can;
+            ``""`` for a program that stands alone.
+    """
 
     name: str
     section: str
     attach: AttachConfig | None = None
+    alternative: str = ""
+    rank: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +305,7 @@ class MapPlan:
     name: str
     clear_value_size: bool = False
     max_entries: int = 0
+    pin: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from exporter.bpf import GlobalSpec, ObjectSpec
-from exporter.config import AttachConfig, ImageConfig, MetricConfig
+from exporter.bpf import GlobalSpec, MapType, ObjectSpec
+from exporter.config import ImageConfig, MapConfig, MetricConfig
 from exporter.errors import ObjectError, PlanError, Problems, SkepError, raise_all
 from exporter.model import Kind, Scope, prometheus_label, prometheus_name
 
@@ -22,7 +22,7 @@ from .conventions import BOUNDED_DECODERS, KIND_TAG, is_ours, kind_prefix
 from .globals import as_array, plan_globals
 from .labels import LABEL_NAME
 from .maps import Table, plan_map, plan_variable
-from .memory import data_memory, map_memory
+from .memory import data_memory, map_memory, perf_memory
 from .metadata import (
     ImageMetadata,
     parse_metadata,
@@ -33,10 +33,11 @@ from .plan import (
     MapPlan,
     MetricPlan,
     Plan,
-    ProgramPlan,
     StreamPlan,
     TablePlan,
 )
+from .programs import plan_programs
+from .streams import Tally
 from .together import exposed_names
 from .values import OTEL_NAME, Metric
 
@@ -44,18 +45,10 @@ _PROMETHEUS_NAME = re.compile(r"[A-Za-z_:][A-Za-z0-9_:]{0,254}")
 _RESERVED = ("skep_", "process_", "python_", "scrape_")
 """Beginnings of the agent's own metrics and of Prometheus' about a scrape."""
 _LARGEST_SHOWN = 3
-
-# Which keys of AttachConfig have a meaning for programs whose section begins so; for others all are let through.
-_ATTACH_KEYS: tuple[tuple[tuple[str, ...], frozenset[str]], ...] = (
-    (("xdp", "tc", "tcx", "netkit", "classifier", "action"), frozenset({"interfaces"})),
-    (("uprobe", "uretprobe", "usdt"), frozenset({"target", "binary", "pid"})),
-    (("perf_event",), frozenset({"frequency_hz", "period", "pid", "target"})),
-    (("cgroup", "cgroup_skb", "sockops"), frozenset({"cgroup"})),
-    (
-        ("kprobe", "kretprobe", "ksyscall", "kretsyscall", "tracepoint", "tp", "raw_tracepoint", "raw_tp", "tp_btf",
-         "fentry", "fexit", "fmod_ret", "lsm"),
-        frozenset({"target"}),
-    ),
+_PAGE = 4096
+_UNSIZED = (
+    MapType.SK_STORAGE, MapType.INODE_STORAGE, MapType.TASK_STORAGE, MapType.CGRP_STORAGE, MapType.CGROUP_STORAGE,
+    MapType.PERCPU_CGROUP_STORAGE, MapType.STRUCT_OPS,
 )  # fmt: skip
 
 
@@ -82,7 +75,8 @@ def make_plan(
         problems += error.problems
     except PlanError as error:
         problems.append(error)
-    return _Planner(spec, config, document, problems).plan(version, possible_cpus)
+    resized = resize_maps(spec, config, problems)
+    return _Planner(resized, config, document, problems).plan(version, possible_cpus)
 
 
 @dataclass(slots=True)
@@ -97,7 +91,7 @@ class _Planner:
 
     def plan(self, version: str, possible_cpus: int) -> Plan:
         self._check_document()
-        tables: list[Table] = []
+        tables: list[Table | Tally] = []
         streams: list[StreamPlan] = []
         for spec in self.spec.maps:
             try:
@@ -110,24 +104,25 @@ class _Planner:
             if isinstance(made, Table):
                 tables.append(made)
             elif made is not None:
-                streams.append(made)
+                streams.append(made.stream)
+                tables += [made.tally] if made.tally is not None else []
         tables += self._variables()
         constant_labels = self._constant_labels(tables, streams)
         configured = self._configure(tables, constant_labels)
-        streams = self._configure_streams(streams, constant_labels)
-        if not configured and not any(stream.enabled for stream in streams) and not self.problems:
+        streams = self._configure_streams(streams, configured, constant_labels)
+        if not configured and not any(stream.enabled or stream.metrics for stream in streams) and not self.problems:
             self.notes.append("nothing is exported: no map has a kind, from a tag, a name prefix or metadata")
         plan = Plan(
             scope=Scope(self.config.name, version),
             tables=configured,
             streams=tuple(streams),
-            programs=self._programs(),
+            programs=plan_programs(self.spec, self.config, self.document, self.problems, self.notes),
             maps=tuple(self._map_plans()),
             globals=plan_globals(
                 self.spec, {**self.config.globals, **self._switches(streams)}, self.config.name, self.problems
             ),
             partial=self.config.partial,
-            map_memory=self._memory(possible_cpus),
+            map_memory=self._memory(possible_cpus, streams),
             description=self.document.description,
             notes=tuple(self.notes),
         )
@@ -176,10 +171,17 @@ class _Planner:
                         "metadata", f"metadata '{section}.{key}': no such map; the object has {listed(names)}"
                     )
 
-    def _constant_labels(self, tables: Iterable[Table], streams: Iterable[StreamPlan]) -> tuple[tuple[str, str], ...]:
+    def _constant_labels(
+        self, tables: Iterable[Table | Tally], streams: Iterable[StreamPlan]
+    ) -> tuple[tuple[str, str], ...]:
         labels = tuple((name, str(value)) for name, value in self.config.labels.items())
-        owners = [(table.owner, table.labels) for table in tables]
-        owners += [(f"event {stream.event_name!r}", stream.attributes) for stream in streams]
+        owners = [
+            (table.owner if isinstance(table, Table) else f"map {table.spec.name!r}", table.labels) for table in tables
+        ]
+        owners += [
+            (f"event {stream.event_name!r}", stream.attributes + ((stream.tail,) if stream.tail else ()))
+            for stream in streams
+        ]
         shown = {prometheus_label(name) for name in self.config.labels}
         for name in self.config.labels:
             if not LABEL_NAME.fullmatch(name) or prometheus_label(name) == "le":
@@ -197,7 +199,7 @@ class _Planner:
         return labels
 
     def _configure(
-        self, tables: Sequence[Table], constant_labels: tuple[tuple[str, str], ...]
+        self, tables: Sequence[Table | Tally], constant_labels: tuple[tuple[str, str], ...]
     ) -> tuple[TablePlan, ...]:
         """Apply ``metrics:``, part the metrics of each map by the labels they keep, and give cells out."""
         known = [metric.prometheus_name for table in tables for metric in table.metrics]
@@ -221,7 +223,7 @@ class _Planner:
             plans += [self._table_plan(table, kept, metrics, constant_labels) for kept, metrics in parts.items()]
         return tuple(plans)
 
-    def _kept_labels(self, table: Table, metric: Metric, entry: MetricConfig) -> tuple[LabelRule, ...]:
+    def _kept_labels(self, table: Table | Tally, metric: Metric, entry: MetricConfig) -> tuple[LabelRule, ...]:
         shown = {prometheus_label(rule.name): rule for rule in table.labels}
         dropped = {prometheus_label(name) for name in entry.drop_labels}
         for name in entry.drop_labels:
@@ -261,27 +263,26 @@ class _Planner:
 
     def _table_plan(
         self,
-        table: Table,
+        table: Table | Tally,
         labels: tuple[LabelRule, ...],
         metrics: Sequence[Metric],
         constant_labels: tuple[tuple[str, str], ...],
     ) -> TablePlan:
-        spec = table.spec
         made: list[MetricPlan] = []
         cells = 0
         for metric in metrics:
             instrument = metric.instrument(cells)
             cells += instrument.cells
-            made.append(MetricPlan(instrument, metric.value, metric.histogram))
+            made.append(MetricPlan(instrument, metric.value, metric.histogram, metric.record))
+        spec, records = table.spec, isinstance(table, Tally)
         is_array = spec.type in ARRAYS
-        comes_and_goes = isinstance(table.source, InnerSource)
-        steady = BOUNDED_DECODERS | (
-            {"uint"} if is_array and not comes_and_goes else set()
-        )  # the rows of an array never go
+        source = table.source if isinstance(table, Table) else None
+        # The rows of an array never go, but inside another map the array does.
+        steady = BOUNDED_DECODERS | ({"uint"} if is_array and not isinstance(source, InnerSource) else set())
         return TablePlan(
             map=spec.name,
-            key_size=spec.key_size,
-            value_size=spec.value_size,
+            key_size=0 if records else spec.key_size,
+            value_size=table.record_size if isinstance(table, Tally) else spec.value_size,
             per_cpu=spec.type.per_cpu,
             labels=labels,
             metrics=tuple(made),
@@ -290,13 +291,15 @@ class _Planner:
             expire_idle=any(rule.decoder not in steady for rule in labels),
             expire_after_s=self.config.expire_after_s,
             series_limit=self.config.limits.series,
-            source=table.source,
+            source=source,
+            records=records,
         )
 
     def _configure_streams(
-        self, streams: Sequence[StreamPlan], constant_labels: tuple[tuple[str, str], ...]
+        self, streams: Sequence[StreamPlan], tables: Sequence[TablePlan], constant_labels: tuple[tuple[str, str], ...]
     ) -> list[StreamPlan]:
-        known = [stream.event_name for stream in streams]
+        measured = {table.map for table in tables if table.records}
+        known = [stream.event_name for stream in streams if not stream.metrics_only]
         for name in self.config.events:
             if name not in known:
                 self._problem(
@@ -307,7 +310,7 @@ class _Planner:
             self._problem("name", f"map {maps[1]!r}: event name {name!r} is also that of map {maps[0]!r}; rename one")
         configured = []
         for stream in streams:
-            entry = self.config.events.get(stream.event_name)
+            entry = self.config.events.get(stream.event_name) if not stream.metrics_only else None
             enabled = stream.enabled if entry is None or entry.enabled is None else entry.enabled
             configured.append(
                 replace(
@@ -316,6 +319,7 @@ class _Planner:
                     sample_one_in=1 if entry is None else entry.sample_one_in,
                     constant_labels=constant_labels,
                     events_per_s=self.config.limits.events_per_s,
+                    metrics=stream.map in measured,
                 )
             )
         return configured
@@ -325,7 +329,7 @@ class _Planner:
         switches: dict[str, bool] = {}
         for stream in streams:
             if stream.switch:
-                switches[stream.switch] = switches.get(stream.switch, False) or stream.enabled
+                switches[stream.switch] = switches.get(stream.switch, False) or stream.enabled or stream.metrics
         for name, on in switches.items():
             said = self.config.globals.get(name, on)
             if said is not on:
@@ -338,49 +342,23 @@ class _Planner:
                 )
         return switches
 
-    def _programs(self) -> tuple[ProgramPlan, ...]:
-        names = [program.name for program in self.spec.programs]
-        if not names:
-            self._problem("programs", "object: it has no programs; mark a function with SEC(…)")
-        for name in self.config.attach:
-            if name not in names:
-                self._problem(
-                    "config", f"image {self.config.name!r}: attach.{name}: no such program; it has {listed(names)}"
-                )
-        plans = []
-        for program in self.spec.programs:
-            attach = self.config.attach.get(program.name)
-            if attach is not None:
-                self._check_attach(program.name, program.section, attach)
-            elif program.section.startswith("?"):
-                self.notes.append(
-                    f"program {program.name!r}: not loaded, as section {program.section!r} says; name it under attach"
-                )
-                continue
-            plans.append(ProgramPlan(program.name, program.section, attach))
-        return tuple(plans)
-
-    def _check_attach(self, name: str, section: str, attach: AttachConfig) -> None:
-        kind = re.split(r"[/.]", section.lstrip("?"), maxsplit=1)[0]
-        default = AttachConfig()
-        given = [key for key in AttachConfig.__dataclass_fields__ if getattr(attach, key) != getattr(default, key)]
-        for kinds, keys in _ATTACH_KEYS:
-            for key in given if kind in kinds else ():
-                if key not in keys:
-                    text = f"has no meaning for section {section!r}; expected {listed(sorted(keys))}"
-                    self._problem("config", f"image {self.config.name!r}: attach.{name}.{key} {text}")
-
     def _map_plans(self) -> Iterable[MapPlan]:
-        """A ring's BTF value type describes its records; the kernel wants a value size of 0 from it."""
+        """A ring's BTF value type describes its records; the kernel wants sizes of 0, or those of descriptors."""
         for spec in self.spec.maps:
-            if spec.type in RINGS and spec.value_size:
-                yield MapPlan(spec.name, clear_value_size=True)
+            perf = spec.type is MapType.PERF_EVENT_ARRAY and (spec.key_size, spec.value_size) != (4, 4)
+            clear = perf or (spec.type in RINGS and bool(spec.value_size))
+            config = self.config.maps.get(spec.name, MapConfig())
+            if clear or config != MapConfig():
+                yield MapPlan(spec.name, clear_value_size=clear, max_entries=config.max_entries, pin=config.pin)
 
-    def _memory(self, possible_cpus: int) -> int:
+    def _memory(self, possible_cpus: int, streams: Iterable[StreamPlan]) -> int:
         sections: dict[str, int] = {}
         for entry in self.spec.globals:
             sections[entry.section] = max(sections.get(entry.section, 0), entry.offset + entry.size)
         sizes = {spec.name: map_memory(spec, possible_cpus) for spec in self.spec.maps}
+        for stream in streams:
+            if stream.source == "perf":
+                sizes[stream.map] += perf_memory(possible_cpus)
         sizes |= {section: data_memory(size) for section, size in sections.items()}
         total, limit = sum(sizes.values()), self.config.limits.map_memory
         if total > limit:
@@ -392,6 +370,27 @@ class _Planner:
                 f"limits.map_memory is {mebibytes(limit)}; raise limits.map_memory",
             )
         return total
+
+
+def resize_maps(spec: ObjectSpec, config: ImageConfig, problems: list[SkepError]) -> ObjectSpec:
+    """The object with the configuration's ``max_entries``; what is wrong with ``maps`` is added to ``problems``."""
+    known = {entry.name: entry for entry in spec.maps}
+    resized = dict(known)
+    for name, change in config.maps.items():
+        where = f"image {config.name!r}: maps.{name}"
+        entry = known.get(name)
+        if entry is None:
+            problems.append(PlanError(f"{where}: no such map; it has {listed(known)}", code="plan.config"))
+        elif change.max_entries and entry.type in _UNSIZED:
+            kind = entry.type.name.lower()
+            text = f"{where}.max_entries has no meaning for a map of type {kind}; it grows with what it is about"
+            problems.append(PlanError(text, code="plan.config"))
+        elif change.max_entries and entry.type in RINGS and change.max_entries % _PAGE:
+            text = f"{where}.max_entries is {change.max_entries}; of a ring it is bytes, a multiple of {_PAGE}"
+            problems.append(PlanError(text, code="plan.config"))
+        elif change.max_entries:
+            resized[name] = replace(entry, max_entries=change.max_entries)
+    return replace(spec, maps=tuple(resized.values()))
 
 
 def _without_suffixes(name: str, metric: Metric) -> str:

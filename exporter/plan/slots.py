@@ -76,10 +76,14 @@ class SlotScheme:
             raise PlanError(
                 f"{count} histogram slots, the scheme says {self.count}; make them equal", code="plan.slots"
             )
-        bounds = tuple(float(self._edge(slot) * scale) for slot in range(count - 1))
+        bounds = tuple(float(edge * scale) for edge in self.edges_of(count))
         if not _increasing(bounds):
             raise PlanError("histogram edges fall together once scaled; use fewer slots", code="plan.slots")
         return bounds
+
+    def edges_of(self, count: int) -> tuple[Fraction, ...]:
+        """The inclusive upper edges of all slots but the last, in raw units."""
+        return tuple(self._edge(slot) for slot in range(count - 1))
 
     def _edge(self, slot: int) -> Fraction:
         match self.form:

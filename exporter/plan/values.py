@@ -15,7 +15,7 @@ from .context import MapContext, described
 from .conventions import DURATION_UNITS, is_padding
 from .labels import value_rule
 from .metadata import MetricDeclaration, over
-from .plan import HistogramRule, ValueRule
+from .plan import HistogramRule, RecordRule, ValueRule
 from .slots import BCC, SlotScheme, model_scale, parse_scale
 
 OTEL_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_./-]{0,254}")
@@ -29,7 +29,7 @@ class Metric:
     Attributes:
         owner: The map it comes from, as messages call it.
         name, prometheus_name: As the object and its metadata say; what the configuration says comes after.
-        value, histogram: Where its cells come from, one of the two.
+        value, histogram, record: Where its cells come from, one of the three.
     """
 
     owner: str
@@ -44,6 +44,7 @@ class Metric:
     bounds: tuple[float, ...] = ()
     value: ValueRule | None = None
     histogram: HistogramRule | None = None
+    record: RecordRule | None = None
 
     def instrument(self, first_cell: int) -> Instrument:
         return Instrument(
@@ -56,7 +57,8 @@ class Metric:
             cell_type=self.cell_type,
             scale=model_scale(self.scale),
             bounds=self.bounds,
-            has_sum=bool(self.histogram and self.histogram.sum),
+            has_sum=bool(self.histogram and self.histogram.sum)
+            or (self.record is not None and self.kind is Kind.HISTOGRAM),
         )
 
 
@@ -128,9 +130,17 @@ class ValueReader:
                 "or a float",
             )
             return
-        unit, scale = self._unit(leaf, declared)
-        yield from self._finish(
-            name, Kind(kind), unit, declared, leaf, scale=scale, cell_type=_cell_type(leaf), value=value_rule(leaf)
+        unit, scale = unit_and_scale(leaf, declared)
+        yield from metric_of(
+            self.map,
+            name,
+            Kind(kind),
+            unit=unit,
+            declared=declared,
+            leaf=leaf,
+            scale=scale,
+            cell_type=cell_type_of(leaf),
+            value=value_rule(leaf),
         )
 
     def _slot_key(
@@ -235,12 +245,13 @@ class ValueReader:
             count=value_rule(count) if count else None,
             sum=value_rule(total) if total else None,
         )
-        yield from self._finish(
+        yield from metric_of(
+            self.map,
             name,
             Kind.HISTOGRAM,
-            declared.unit or "",
-            declared,
-            array or count,
+            unit=declared.unit or "",
+            declared=declared,
+            leaf=array or count,
             scale=sum_scale,
             cell_type=CellType.I64 if total is not None and total.signed else CellType.U64,
             bounds=bounds,
@@ -253,51 +264,57 @@ class ValueReader:
             return self.map.spec.max_entries
         return scheme.slots_for(64)
 
-    def _unit(self, leaf: Field, declared: MetricDeclaration) -> tuple[str, Fraction]:
-        if "duration" not in leaf.typedefs:
-            return declared.unit or "", declared.scale or Fraction(1)
-        unit = "s" if declared.unit is None else declared.unit
-        return unit, declared.scale or parse_scale(DURATION_UNITS.get(unit, "1"))
-
     def _name(self, member: str) -> str:
         stem = self.declared.name or f"ebpf.{self.map.base_name}"
         return f"{stem}.{member}" if member else stem
 
-    def _finish(
-        self,
-        name: str,
-        kind: Kind,
-        unit: str,
-        declared: MetricDeclaration,
-        leaf: Field | None,
-        *,
-        scale: Fraction,
-        cell_type: CellType,
-        bounds: tuple[float, ...] = (),
-        value: ValueRule | None = None,
-        histogram: HistogramRule | None = None,
-    ) -> Iterable[Metric]:
-        if not OTEL_NAME.fullmatch(name):
-            self.map.problem("name", f"metric name {name!r}; expected a dotted name of letters, digits and '_'")
-            return
-        if not _UNIT.fullmatch(unit):
-            self.map.problem("name", f"unit {unit!r}; expected UCUM such as s, By, 1 or {{call}}")
-            return
-        member = f" member {leaf.name}" if leaf is not None and leaf.name else ""
-        yield Metric(
-            owner=self.map.owner,
-            name=name,
-            prometheus_name=prometheus_name(name, kind=kind, unit=unit),
-            kind=kind,
-            unit=unit,
-            help=declared.help or f"{kind.value.capitalize()} in eBPF {self.map.what} {self.map.spec.name}{member}",
-            scale=scale,
-            cell_type=cell_type,
-            enabled=declared.enabled is not False,
-            bounds=bounds,
-            value=value,
-            histogram=histogram,
-        )
+
+def unit_and_scale(leaf: Field, declared: MetricDeclaration) -> tuple[str, Fraction]:
+    """The unit of a number, and what turns it into that; a ``duration`` is shown in seconds."""
+    if "duration" not in leaf.typedefs:
+        return declared.unit or "", declared.scale or Fraction(1)
+    unit = "s" if declared.unit is None else declared.unit
+    return unit, declared.scale or parse_scale(DURATION_UNITS.get(unit, "1"))
+
+
+def metric_of(
+    map: MapContext,
+    name: str,
+    kind: Kind,
+    *,
+    unit: str,
+    declared: MetricDeclaration,
+    leaf: Field | None,
+    scale: Fraction,
+    cell_type: CellType,
+    bounds: tuple[float, ...] = (),
+    value: ValueRule | None = None,
+    histogram: HistogramRule | None = None,
+    record: RecordRule | None = None,
+) -> Iterable[Metric]:
+    """The metric, unless its name or unit is none; that is then a problem of the map."""
+    if not OTEL_NAME.fullmatch(name):
+        map.problem("name", f"metric name {name!r}; expected a dotted name of letters, digits and '_'")
+        return
+    if not _UNIT.fullmatch(unit):
+        map.problem("name", f"unit {unit!r}; expected UCUM such as s, By, 1 or {{call}}")
+        return
+    member = f" member {leaf.name}" if leaf is not None and leaf.name else ""
+    yield Metric(
+        owner=map.owner,
+        name=name,
+        prometheus_name=prometheus_name(name, kind=kind, unit=unit),
+        kind=kind,
+        unit=unit,
+        help=declared.help or f"{kind.value.capitalize()} in eBPF {map.what} {map.spec.name}{member}",
+        scale=scale,
+        cell_type=cell_type,
+        enabled=declared.enabled is not False,
+        bounds=bounds,
+        value=value,
+        histogram=histogram,
+        record=record,
+    )
 
 
 def is_number(leaf: Field) -> bool:
@@ -314,7 +331,8 @@ def is_slot_array(leaf: Field, declared: MetricDeclaration) -> bool:
     return not leaf.name or declared.slots is not None or leaf.name.rpartition(".")[2] == "slots"
 
 
-def _cell_type(leaf: Field) -> CellType:
+def cell_type_of(leaf: Field) -> CellType:
+    """How the cell of a number is read."""
     if leaf.kind is FieldKind.FLOAT:
         return CellType.F64
     return CellType.I64 if leaf.signed else CellType.U64

@@ -13,21 +13,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from exporter.bpf import read_object
+from catalog_plans import catalog_plans
+
 from exporter.cli.build import build_catalog
-from exporter.config import ImageConfig
 from exporter.dashboard import Board, Panel, Query, Row, Shape, image_board, image_summary, render
 from exporter.dashboard.board import AGENT, TOP, legend, of_agents, rate, select, top, total
-from exporter.image import Store, parse_reference
-from exporter.plan import Plan, make_plan
+from exporter.image import Store
+from exporter.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "configs" / "catalog"
 BUILT = ROOT / "build" / "catalog"
 TARGET = ROOT / "dashboards"
 
-# Nobody asked for these records: without a receiver, and of a stream that is only drained.
-UNWANTED = 'reason!~"no_receiver|disabled"'
+# Nobody asked for these records: without a receiver, of a stream that is only drained, and left out by sampling.
+UNWANTED = 'reason!~"no_receiver|disabled|sample"'
 NOT_RUNNING = 'state!="running"'
 TABLE_ROWS = 200
 
@@ -442,24 +442,6 @@ def cost() -> Board:
         description="What the agent takes: CPU, memory, series, scrape time, rings and queues.",
         rows=(process, scrapes, events),
     )
-
-
-def catalog_plans(catalog: Store) -> list[Plan]:
-    """The plan of each image of a built catalog, by name, as an agent without configuration for it has it."""
-    plans = []
-    for name in sorted(catalog.names()):
-        bundle = catalog.bundle(parse_reference(f"catalog:{name}"), "amd64")
-        config = ImageConfig(name=name, ref=f"catalog:{name}")
-        plans.append(
-            make_plan(
-                read_object(bundle.object),
-                config=config,
-                version=bundle.version,
-                metadata=bundle.metadata,
-                possible_cpus=1,
-            )
-        )
-    return plans
 
 
 def generate(catalog: Store) -> dict[str, str]:

@@ -88,10 +88,11 @@ class Agent:
         parsed = [json.loads(line) for line in self.log.splitlines() if line.startswith("{")]
         return [line for line in parsed if line["msg"] == message and fields.items() <= line.items()]
 
-    def get(self, path: str) -> tuple[int, str]:
-        """Status and body of a GET."""
+    def get(self, path: str, headers: Mapping[str, str] | None = None, method: str = "GET") -> tuple[int, str]:
+        """Status and body of a GET, or of another method."""
+        request = urllib.request.Request(self.url + path, headers=dict(headers or {}), method=method)
         try:
-            with urllib.request.urlopen(self.url + path, timeout=20) as answer:
+            with urllib.request.urlopen(request, timeout=20) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             with error:
@@ -212,7 +213,7 @@ def running_agent(
             assert process.poll() is None and time.monotonic() < end, agent.log
             time.sleep(0.02)
         yield agent
-        assert "traceback" not in agent.log.lower(), agent.log
+        assert not re.search(r'"traceback": |Traceback \(most recent', agent.log), agent.log
     finally:
         if process.poll() is None:
             process.terminate()

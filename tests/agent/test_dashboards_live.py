@@ -20,6 +20,7 @@ import yaml
 
 from exporter.cli.build import build_catalog
 from exporter.image import Store
+from tests.kernel.test_catalog import why_not_here
 from tests.support import workload
 from tests.support.dashboards import DIRECTORY, FILES, ROOT, Target, all_targets, families, read, substituted
 from tests.support.otlp_receiver import Answer, OtlpReceiver
@@ -33,6 +34,9 @@ pytestmark = pytest.mark.skipif(not available(), reason="needs prometheus")
 
 # Images of the catalog that cannot run on this kernel, or whose work cannot be made here, and why.
 NOT_HERE: dict[str, str] = {}
+if not workload.memory_can_be_limited():
+    NOT_HERE["oom-kills"] = "no memory controller may be used, and this machine's own memory is not to run out"
+NOT_HERE |= {name: why for name in ("capability-checks", "nfs-operations") if (why := why_not_here(name))}
 
 # Metrics of the agent or the catalog that no panel shows, and why.
 NOT_SHOWN: dict[str, str] = {}
@@ -55,11 +59,23 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     directory = tmp_path_factory.mktemp("live")
     build_catalog(ROOT / "configs" / "catalog", directory / "catalog", say=lambda _: None)
     names = [name for name in Store(directory / "catalog").names() if name not in NOT_HERE]
+    by_cgroup: dict[str, object] = {"globals": {"by_cgroup": True}}
+    halved: dict[str, object] = {"enabled": True, "sample_one_in": 2}  # so that records are dropped too
     more: dict[str, dict[str, object]] = {
         "process-exits": {"globals": {"by_cgroup": True}, "limits": {"events_per_s": 5}},
         "runqueue-latency": {"globals": {"by_cgroup": True}},
         "tcp-states": {
             "events": {"ebpf.tcp.state_change": {"enabled": True}},
+            "limits": {"events_per_s": 5},
+        },
+        "oom-kills": {"events": {"ebpf.oom.kill": halved}},
+        "tcp-connects": by_cgroup,
+        "tcp-connect-latency": {"globals": {"by_cgroup": True, "by_port": True}},
+        "active-connections": by_cgroup,
+        "tcp-retransmits": {**by_cgroup, "events": {"ebpf.tcp.retransmit": halved}},
+        "file-opens": {
+            **by_cgroup,
+            "events": {"ebpf.file.open": {"enabled": True}},
             "limits": {"events_per_s": 5},
         },
     }
@@ -87,6 +103,8 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
                 for expr in (
                     "min(changes(process_cpu_seconds_total{job='skep'}[1m])) > 4",
                     "rate(ebpf_block_request_errors_total[15s]) > 0",
+                    *(["rate(ebpf_oom_kills_total[15s]) > 0"] if "oom-kills" in names else []),
+                    "rate(ebpf_tcp_retransmits_total[15s]) > 0",
                     "rate(skep_events_dropped_total{reason='rate'}[15s]) > 0",
                     "rate(skep_series_folded_total[15s]) >= 0",
                     "rate(skep_image_pull_failures_total[15s]) >= 0",
@@ -101,9 +119,32 @@ def _closed_port() -> int:
         return int(server.getsockname()[1])
 
 
+# In a group that looks like a unit's: a connection that stands while the first byte goes unheard, one that
+# is refused, and the end.
+IN_GROUP = (
+    workload.DEAF
+    + """
+import ctypes, socket, struct, time
+with (
+    socket.create_server(("127.0.0.1", 0)) as listener,
+    socket.create_connection(listener.getsockname()) as client,
+    listener.accept()[0] as server,
+):
+    deaf(server, True)
+    client.send(b"x")
+    time.sleep(0.3)
+    deaf(server, False)
+try:
+    socket.create_connection(("127.0.0.1", 1))
+except OSError:
+    pass
+"""
+)
+
+
 @contextlib.contextmanager
 def working(directory: Path) -> Iterator[None]:
-    """Everything the catalog counts, again and again: exits, signals, connections, requests, failed ones, calls."""
+    """Everything the catalog counts, again and again: processes that end, connections, requests, failed ones, calls."""
     stop = threading.Event()
     with contextlib.ExitStack() as stack:
         device = None
@@ -122,8 +163,15 @@ def working(directory: Path) -> Iterator[None]:
             group.mkdir()
             stack.callback(group.rmdir)
 
+        scarce: list[Path] = []
+        if workload.memory_can_be_limited():
+            limited = workload.memory_limited_group("skep-live-oom", 32 << 20, ".service")
+            scarce, _, _ = stack.enter_context(limited)
+
         def work() -> None:
             while not stop.wait(0.1):
+                if scarce:
+                    workload.use_memory_until_killed(scarce)
                 subprocess.run(["sh", "-c", "false; kill -9 $$"], check=False)
                 for _ in range(20):
                     subprocess.run(["false"], check=False)
@@ -134,7 +182,7 @@ def working(directory: Path) -> Iterator[None]:
                 ):
                     pass
                 if group:
-                    workload.run_in_group(group, "raise SystemExit(0)")
+                    workload.run_in_group(group, IN_GROUP)
                 make_calls(100)
                 with contextlib.suppress(OSError):
                     Path("/nowhere").stat()

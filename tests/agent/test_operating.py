@@ -198,5 +198,9 @@ def test_hook_that_takes_one_program_is_handed_over(tmp_path: Path, wire: socket
         reload(f"images: [{entry('third', counting('calls', XDP + MISSING_TRACEPOINT))}]")
         agent.wait_states(packets="stale")
         send(5)
-        agent.wait(lambda page: page.sum("ebpf_calls_total", parity="7") == before + 20)
+        page = agent.wait(lambda page: page.sum("ebpf_calls_total", parity="7") == before + 20)
+        # Twice the older went first: to the second version, and back to it from what could not attach.
+        assert page.all("skep_image_upgrades_total") == [2]
+        assert page.all("skep_image_upgrade_overlap_seconds_total") == [0]
+        assert 0 < page.sum("skep_image_upgrade_gap_seconds_total") < 10
         assert "sys_enter_nothing_like_it" in agent.status()["images"][0]["reason"]

@@ -1,8 +1,8 @@
 """Memory of an idle agent with ten images: proportional set size of all its processes.
 
-``python -m tests.bench.memory`` needs root. The five shipped images run twice each, under two names and with different
-constant labels. PSS divides a shared page among those who share it, so that the sum over processes counts nothing
-twice.
+``python -m tests.bench.memory`` needs root. Five of the shipped images run twice each, under two names and with
+different constant labels. PSS divides a shared page among those who share it, so that the sum over processes counts
+nothing twice.
 """
 
 from __future__ import annotations

@@ -12,13 +12,17 @@ import time
 from pathlib import Path
 
 from tests.bench.rows import bpf
+from tests.support import workload
 
 _PROG_GET_FD_BY_ID, _OBJ_GET_INFO_BY_FD, _ENABLE_STATS = 13, 15, 32
 
 # Every kind of event the catalog counts: processes that end (some fail), switches between tasks,
-# connections, writes that reach a disk, system calls (some fail).
-_WORK = """
-import os, socket, sys, threading, time
+# connections (some refused), segments that nobody hears, files, writes that reach a disk, system calls (some
+# fail). Processes that take more memory than they may are made beside it.
+_WORK = (
+    workload.DEAF
+    + """
+import ctypes, os, socket, struct, sys, threading, time
 folder, until = sys.argv[1], time.monotonic() + float(sys.argv[2])
 def processes():
     index = 0
@@ -42,7 +46,41 @@ def connections():
         while time.monotonic() < until:
             with socket.create_connection(listener.getsockname()), listener.accept()[0]:
                 pass
+            try:
+                socket.create_connection(("127.0.0.1", 1))
+            except OSError:
+                pass
             time.sleep(0.001)
+def losses():
+    pairs = []
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_server(("127.0.0.1", 0)) as hearing:
+        for _ in range(64):
+            pairs.append((socket.create_connection(listener.getsockname()), listener.accept()[0]))
+            deaf(pairs[-1][1], True)
+            pairs[-1][0].send(b"x")
+        deaf(listener, True)
+        while time.monotonic() < until:
+            client = socket.socket()
+            client.setblocking(False)
+            client.connect_ex(listener.getsockname())
+            pairs.append((client, client))
+            time.sleep(0.01)
+            if len(pairs) < 200:
+                half = socket.socket()
+                half.setblocking(False)
+                deaf(half, True)
+                half.connect_ex(hearing.getsockname())
+                pairs.append((half, half))
+    for client, server in pairs:
+        client.close()
+        server.close()
+def opens():
+    while time.monotonic() < until:
+        os.close(os.open("/proc/self/stat", os.O_RDONLY))
+        try:
+            os.open(folder + "/none", os.O_RDONLY)
+        except OSError:
+            time.sleep(0)
 def writes():
     with open(os.path.join(folder, "written"), "wb", buffering=0) as file:
         while time.monotonic() < until:
@@ -59,12 +97,13 @@ def calls():
         except OSError:
             pass
         time.sleep(0)
-threads = [threading.Thread(target=work) for work in (processes, switches, connections, writes, calls)]
+threads = [threading.Thread(target=work) for work in (processes, switches, connections, losses, opens, writes, calls)]
 for thread in threads:
     thread.start()
 for thread in threads:
     thread.join()
 """
+)
 
 
 def work(seconds: float) -> None:
@@ -72,7 +111,13 @@ def work(seconds: float) -> None:
     place = Path("build/bench")
     place.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place) as folder:
-        subprocess.run([sys.executable, "-c", _WORK, folder, str(seconds)], check=True)
+        with subprocess.Popen([sys.executable, "-c", _WORK, folder, str(seconds)]) as process:
+            if workload.memory_can_be_limited():
+                with workload.memory_limited_group("skep-bench", 32 << 20) as (files, _, _):
+                    while process.poll() is None:
+                        workload.use_memory_until_killed(files)
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, "work")
 
 
 def enable_statistics() -> int:
@@ -98,6 +143,9 @@ def time_per_event(name: str, seconds: float) -> list[tuple[str, float | None, i
 
     Returns:
         For each program its name, nanoseconds per run (None if it never ran), and runs.
+
+    Raises:
+        KernelError: this kernel cannot run the image.
     """
     from exporter.agent.program import load, make_lookup, plan_bundle
     from exporter.config import ImageConfig

@@ -123,7 +123,7 @@ def test_damaged_types_are_read_or_refused(seed: int) -> None:
             read(bytes(data))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.tuples(st.integers(0, 31), st.integers(0, 12), st.booleans(), st.integers(0, 40), st.binary(max_size=48)),

@@ -12,6 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from exporter.bpf import ObjectSpec, read_object
+from exporter.collect import RecordDecoder
+from exporter.collect.tally import compile_records
 from exporter.config import AttachConfig, EventConfig, ImageConfig, Limits, MetricConfig
 from exporter.errors import ObjectError, PlanError, Problems
 from exporter.model import Kind, prometheus_label
@@ -37,12 +39,23 @@ SAID: dict[str, list[object]] = {
     "slots": ["log2_ceil", "log2_floor", "log2_floor:5", "linear:5:0:9", "linear:2:0:5", "edges:1,2,3,4"],
     "enabled": [True, False],
     "sum": [True, False],
+    "value": ["slot", "op", "comm"],
     "severity": ["warn", "trace"],
     "lost": ["lost", "counter_a"],
     "time": ["device", "un.y"],
 }
 MEMBERS = ["device", "op", "comm", "un", "un.x", "un.y", "slot", "key"]
-MAPS = ["counter_a", "hist_b", "hist_b.sum", "hist_b.slots", "hist_b.depth", "print_c", "lost"]
+MAPS = [
+    "counter_a",
+    "hist_b",
+    "hist_b.sum",
+    "hist_b.slots",
+    "hist_b.depth",
+    "print_c",
+    "print_c.slot",
+    "print_c.op",
+    "lost",
+]
 NAMES = ["ebpf_a_total", "ebpf_b", "ebpf_b_depth", "ebpf.c", "on_switch", "limit"]
 
 
@@ -73,7 +86,7 @@ def label(draw: st.DrawFn, noise: bool) -> object:
 def documents(draw: st.DrawFn) -> dict[str, object]:
     """A metadata document for the object above, in half of the cases with noise in it."""
     noise = draw(st.booleans())
-    parts = ["kind", "name", "unit", "scale", "help", "slots", "enabled", "sum"]
+    parts = ["kind", "name", "unit", "scale", "help", "slots", "enabled", "sum", "value"]
     metrics: dict[str, object] = {}
     for name in mapping(draw, MAPS, noise):
         entry: dict[str, object] = {key: value(draw, key, noise) for key in mapping(draw, parts, noise)}
@@ -133,7 +146,11 @@ def check(plan: Plan) -> None:
         labels = [prometheus_label(rule.name) for rule in table.labels]
         labels += [prometheus_label(name) for name, _ in table.constant_labels]
         assert len(labels) == len(set(labels)) and all(map(LABEL_NAME.fullmatch, labels))
-        assert all(inside(rule, table.key_size) and rule.decoder in DECODERS for rule in table.labels)
+        assert table.records == (table.key_size == 0)
+        label_bytes = table.value_size if table.records else table.key_size
+        assert all(inside(rule, label_bytes) and rule.decoder in DECODERS for rule in table.labels)
+        if table.records:
+            compile_records(table)
         cell = 0
         assert table.metrics
         for metric in table.metrics:
@@ -143,7 +160,11 @@ def check(plan: Plan) -> None:
             names.add(instrument.prometheus_name)
             assert instrument.first_cell == cell
             cell += instrument.cells
-            assert (metric.value is None) == (instrument.kind is Kind.HISTOGRAM) == (metric.histogram is not None)
+            if table.records:
+                assert metric.record is not None and instrument.kind is not Kind.GAUGE
+                assert (metric.value, metric.histogram) == (None, None)
+            else:
+                assert (metric.value is None) == (instrument.kind is Kind.HISTOGRAM) == (metric.histogram is not None)
             assert list(instrument.bounds) == sorted(set(instrument.bounds))
             if metric.value:
                 assert inside(metric.value, table.value_size) and metric.value.size_bits <= 64
@@ -157,6 +178,8 @@ def check(plan: Plan) -> None:
     for stream in plan.streams:
         assert all(inside(rule, stream.record_size) for rule in stream.attributes)
         assert stream.time is None or inside(stream.time, stream.record_size)
+        assert stream.metrics == any(table.map == stream.map and table.records for table in plan.tables)
+        RecordDecoder(stream, scope=plan.scope, resolve=lambda *_: "")
 
 
 def plan(spec: ObjectSpec, config: ImageConfig, metadata: Mapping[str, object]) -> None:

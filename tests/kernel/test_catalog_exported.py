@@ -24,7 +24,17 @@ from exporter.config import ImageConfig
 from exporter.export import prometheus
 from exporter.image import Store, parse_reference
 from exporter.model import Resource, Snapshot
-from tests.kernel.test_catalog import CONNECTIONS, ENDINGS, IMAGES, ROOT, direct, needs_cgroup2, needs_loop, referee
+from tests.kernel.test_catalog import (
+    CONNECTIONS,
+    ENDINGS,
+    IMAGES,
+    ROOT,
+    direct,
+    needs_cgroup2,
+    needs_loop,
+    referee,
+    why_not_here,
+)
 from tests.support import workload
 from tests.support.libbpf import can_load, loaded
 
@@ -116,7 +126,7 @@ def test_exported_exits_are_those_that_wait_saw(catalog: Store) -> None:
         last = scrape(program)
         label = f"/{group.name}"
         found = {
-            (labels["reason"], labels["code"], labels.get("signal", "")): int(number)
+            (labels["reason"], labels.get("code", ""), labels.get("signal", "")): int(number)
             for (name, pairs), number in last.items()
             if name == "ebpf_process_exits_total" and (labels := dict(pairs)).get("cgroup") == label
         }
@@ -124,8 +134,8 @@ def test_exported_exits_are_those_that_wait_saw(catalog: Store) -> None:
         ("exited", "0", ""): 21,
         ("exited", "3", ""): 50,
         ("exited", "255", ""): 7,
-        ("killed", "0", "SIGTERM"): 30,
-        ("killed", "0", "SIGKILL"): 5,
+        ("killed", "", "SIGTERM"): 30,
+        ("killed", "", "SIGKILL"): 5,
     }
     assert len(seen) > 3
     assert never_falls([*seen, last])
@@ -247,11 +257,12 @@ def test_exported_waits_and_missed_ones_are_the_switches(catalog: Store) -> None
 def test_promtool_finds_nothing_to_say_about_the_metrics_of_all_images(catalog: Store) -> None:
     """Names, units, types and help as Prometheus' own linter wants them."""
     texts = b""
-    for name in IMAGES:
+    here = [name for name in IMAGES if not why_not_here(name)]
+    for name in here:
         with exported(catalog, name) as program:
             subprocess.run(["true"], check=True)
             time.sleep(0.2)
             texts += body(program)
     done = subprocess.run(["promtool", "check", "metrics"], input=texts, capture_output=True, check=False, timeout=60)
     assert (done.returncode, done.stdout + done.stderr) == (0, b"")
-    assert texts.count(b"# HELP") >= len(IMAGES)
+    assert texts.count(b"# HELP") >= len(here) >= len(IMAGES) - 2

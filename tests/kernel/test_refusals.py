@@ -128,7 +128,7 @@ def test_trampolines_refused_by_lockdown_say_what_to_use_instead(loading: Loadin
         ("on_packet", "xdp", None, ["names no interface", "attach.interfaces"]),
         ("on_packet", "xdp", {"binary": "/bin/true"}, ["'binary' does not fit section 'xdp'", "has interfaces"]),
         ("on_egress", "cgroup_skb/egress", {"cgroup": "/skep/none"}, ["cgroup '/skep/none'", "ENOENT"]),
-        ("on_egress", "cgroup_skb/egress", None, ["names no cgroup", "attach.cgroup"]),
+        ("on_egress", "cgroup_skb/egress", {"cgroup": "/tmp"}, ["'/tmp', which is no cgroup v2", "mounted at '/"]),
     ],
 )
 def test_place_that_is_not_there_is_named(

@@ -14,7 +14,7 @@ from exporter.errors import KernelError
 from exporter.kernel import Collection, MapRequest, ProgramRequest, RingReader
 from exporter.kernel._reader import Ring
 
-from .conftest import GETPGID, Compile, Loading, make_calls, own_globals
+from .conftest import GETPGID, Compile, Loading, make_calls, own_globals, recursion_misses
 
 BURST = 8
 RECORD = struct.Struct("=QI20s")
@@ -162,8 +162,11 @@ def test_received_and_lost_are_all_that_was_made_under_load(records: Collection,
     assert not failures
     assert not thread.is_alive()
     made, lost, discarded = tallies(records)
-    assert made == 4 * 15_000 * BURST
     assert len(received) + lost + discarded == made
+    # Each run makes a burst; a run that the kernel left out may have been of our calls or of anybody's.
+    runs, rest = divmod(made, BURST)
+    assert rest == 0
+    assert runs <= 4 * 15_000 <= runs + recursion_misses(records)
     assert len(received) > 10_000
     assert positions == sorted(set(positions))
     assert positions[-1] > 1 << 16  # the ring went round

@@ -107,8 +107,8 @@ class Loaded:
             address = _initial_value(rodata, ctypes.byref(ctypes.c_size_t()))
             ctypes.memmove(address + spec.offset, value.to_bytes(spec.size, "little"), spec.size)
         for program in self._programs():
-            if programs and _program_name(program).decode() not in programs:
-                _set_autoload(program, False)
+            if programs:  # also what its section "?…" keeps from being loaded by itself
+                _set_autoload(program, _program_name(program).decode() in programs)
 
     def _maps(self) -> Iterator[int]:
         item = None

@@ -25,10 +25,16 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 from opentelemetry.proto.collector.logs.v1 import logs_service_pb2
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
+from opentelemetry.proto.trace.v1 import trace_pb2
 
 PROTOBUF = "application/x-protobuf"
 
-Message = metrics_service_pb2.ExportMetricsServiceRequest | logs_service_pb2.ExportLogsServiceRequest
+Message = (
+    metrics_service_pb2.ExportMetricsServiceRequest
+    | logs_service_pb2.ExportLogsServiceRequest
+    | trace_service_pb2.ExportTraceServiceRequest
+)
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,17 @@ class _Records:
         messages = [each.message for each in self.received]
         return [each for each in messages if isinstance(each, logs_service_pb2.ExportLogsServiceRequest)]
 
+    def spans(self) -> list[trace_pb2.Span]:
+        """Every span of the traces requests."""
+        return [
+            span
+            for each in self.received
+            if isinstance(each.message, trace_service_pb2.ExportTraceServiceRequest)
+            for resource in each.message.resource_spans
+            for scope in resource.scope_spans
+            for span in scope.spans
+        ]
+
     def wait(self, until: Callable[[list[Received]], bool], timeout_s: float = 10.0) -> list[Received]:
         """Wait until what was received satisfies a predicate; fails the test if it does not in time."""
         with self._lock:
@@ -171,6 +188,7 @@ class OtlpReceiver(_Records):
 _REQUESTS: dict[str, type[Message]] = {
     "/v1/metrics": metrics_service_pb2.ExportMetricsServiceRequest,
     "/v1/logs": logs_service_pb2.ExportLogsServiceRequest,
+    "/v1/traces": trace_service_pb2.ExportTraceServiceRequest,
 }
 
 
@@ -236,6 +254,8 @@ def protocol_body(answer: Answer, message: Message | None) -> bytes:
             logs.partial_success.rejected_log_records = answer.rejected
             logs.partial_success.error_message = answer.message
         return logs.SerializeToString()
+    if isinstance(message, trace_service_pb2.ExportTraceServiceRequest):
+        return trace_service_pb2.ExportTraceServiceResponse().SerializeToString()
     metrics = metrics_service_pb2.ExportMetricsServiceResponse()
     if answer.rejected or answer.message:
         metrics.partial_success.rejected_data_points = answer.rejected
@@ -248,6 +268,7 @@ _METHODS: dict[str, type[Message]] = {
         metrics_service_pb2.ExportMetricsServiceRequest
     ),
     "/opentelemetry.proto.collector.logs.v1.LogsService/Export": logs_service_pb2.ExportLogsServiceRequest,
+    "/opentelemetry.proto.collector.trace.v1.TraceService/Export": trace_service_pb2.ExportTraceServiceRequest,
 }
 
 

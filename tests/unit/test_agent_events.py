@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from opentelemetry.proto.collector.logs.v1 import logs_service_pb2
 from prometheus_client.core import GaugeMetricFamily
 
 from exporter.agent.delivery import LogsDelivery, MetricsDelivery
@@ -130,6 +131,7 @@ class FakeStream:
     name: str = "query"
     scope: Scope = SCOPE
     fill_ratio_max: float = 0.0
+    ring_lost: int | None = None
     ring: object = None
     batch: LogBatch | Exception = field(default_factory=LogBatch)
 
@@ -166,6 +168,9 @@ class FakeRings:
 
     def fill_ratio(self, index: int) -> float:
         return 0.25
+
+    def lost(self, index: int) -> int | None:
+        return 3
 
     def close(self) -> None:
         pass
@@ -318,10 +323,12 @@ def test_request_is_offered_until_it_is_answered() -> None:
 
 
 def test_what_cannot_be_delivered_in_time_is_dropped_at_the_end() -> None:
-    """In hand or in the queue: each record is counted."""
-    logs, ledger, _ = delivery(FakeSender(AWAY), 3, 2)
+    """In hand or in the queue: each record is counted; what was offered is also what OTLP failed to deliver."""
+    sender = FakeSender(AWAY)
+    logs, ledger, _ = delivery(sender, 3, 2)
     logs.flush(0.05)
     assert ends(ledger) == [(0, 0, 3), (0, 0, 2)]
+    assert sender.settled == [(Verdict.STOPPED, 5)]
 
 
 def test_parcel_larger_than_a_request_is_settled_by_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,10 +341,86 @@ def test_parcel_larger_than_a_request_is_settled_by_its_parts(monkeypatch: pytes
     sender = FakeSender(ACCEPTED, REFUSED, AWAY)
     logs, ledger, queue = delivery(sender, 10)
     logs.flush(0.05)
-    parts = [items for _, items in sender.settled]
-    assert len(parts) == 2
-    assert ends(ledger) == [(parts[0], parts[1], 10 - sum(parts))]
+    accepted, refused, *given_up = sender.settled
+    assert [accepted[0], refused[0], *{verdict for verdict, _ in given_up}] == [
+        Verdict.ACCEPTED,
+        Verdict.REJECTED,
+        Verdict.STOPPED,
+    ]
+    left = sum(items for _, items in given_up)
+    assert ends(ledger) == [(accepted[1], refused[1], left)]
+    assert logs.account().pending == 0
     assert queue.take(1) == []
+
+
+def test_parcel_that_is_answered_in_part_ends_with_its_delivery(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another delivery cannot tell its records apart: it is dropped and, over OTLP, failed; others are handed on."""
+    from exporter.agent import delivery as module
+    from exporter.export import otlp
+
+    whole = otlp.logs
+    monkeypatch.setattr(module.otlp, "logs", lambda resource, records: whole(resource, records, 60))
+    sender = FakeSender(ACCEPTED, Outcome(Verdict.STOPPED, cause="stopped"))
+    logs, ledger, queue = delivery(sender, 10, 4)
+    assert logs._pick()
+    logs._offer(threading.Event(), float("inf"))
+    assert logs.account().pending == 14 - sender.settled[0][1]
+    logs.give_back()
+    (_, accepted), (verdict, failed) = sender.settled
+    assert (verdict, accepted + failed) == (Verdict.STOPPED, 10)
+    assert [(count.exported, sum(count.dropped.values()), count.queued) for count in ledger.counts()] == [
+        (accepted, failed, 0),
+        (0, 0, 4),
+    ]
+    assert [parcel.records for parcel in queue.take(1)] == [4]
+    assert logs.account().pending == 0
+
+
+def test_request_holds_no_more_records_than_it_may() -> None:
+    """However many arrive at once; in their order, none twice."""
+    sender = FakeSender(ACCEPTED)
+    _, ledger, queue = delivery(sender, 10, 5)
+    logs = LogsDelivery(sender, queue, ledger, Resource(), batch_records=4)  # type: ignore[arg-type]
+    logs.flush(1.0)
+    assert ends(ledger) == [(10, 0, 0), (5, 0, 0)]
+    sizes = [items for _, items in sender.settled]
+    assert max(sizes) <= 4
+    assert sum(sizes) == 15
+    found = [
+        record.time_unix_nano
+        for body in sender.bodies
+        for resource in logs_service_pb2.ExportLogsServiceRequest.FromString(body).resource_logs
+        for scope in resource.scope_logs
+        for record in scope.log_records
+    ]
+    assert found == [*range(10), *range(5)]
+
+
+def test_records_fail_when_they_were_offered_for_their_time() -> None:
+    """Only where somebody set it; those behind have their own time."""
+    sender = FakeSender(AWAY)
+    _, ledger, queue = delivery(sender, 3)
+    logs = LogsDelivery(sender, queue, ledger, Resource(), timeout_s=0.05)  # type: ignore[arg-type]
+    began_s = time.monotonic()
+    logs.flush(30.0)
+    assert time.monotonic() - began_s < 10
+    assert ends(ledger) == [(0, 3, 0)]
+    assert sender.settled == [(Verdict.UNAVAILABLE, 3)]
+
+
+def test_queue_is_bounded_in_records_if_it_is_told_to() -> None:
+    """Whatever its bytes; room comes back as they are taken."""
+    queue = ParcelQueue()
+    queue.limit_records = 5
+    parcels = [Parcel("dns", "dns.query", SCOPE, count, b"x") for count in (3, 2, 1)]
+    assert [queue.put(parcel) for parcel in parcels] == [True, True, False]
+    taken = queue.take(1)
+    assert [parcel.records for parcel in taken] == [3]
+    queue.give_back(taken)
+    assert not queue.put(parcels[2])
+    queue.take(1)
+    assert queue.put(parcels[2])
+    assert ParcelQueue().put(Parcel("dns", "dns.query", SCOPE, 1 << 40, b"x"))
 
 
 def test_stopped_delivery_keeps_what_it_holds_for_the_flush() -> None:
@@ -381,7 +464,7 @@ def test_encoding_that_fails_does_not_end_the_metrics_thread() -> None:
     assert sender.bodies
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.lists(st.integers(1, 9), min_size=1, max_size=6),
     st.lists(

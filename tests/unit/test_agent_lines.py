@@ -38,7 +38,7 @@ def account_of(*parcels: Parcel) -> tuple[LineAccount, Ledger]:
     cuts=st.lists(st.integers(1, 10), min_size=1, max_size=10),
     keep=st.integers(0, 4),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_files_hold_the_newest_whole_lines(
     tmp_path_factory: pytest.TempPathFactory, lines: list[int], cuts: list[int], keep: int
 ) -> None:

@@ -20,8 +20,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from exporter.agent import Agent, Options, identity, log
 from exporter.agent.events import EventReader
 from exporter.agent.systemd import Notifier
-from exporter.agent.telemetry import STATES, ImageStatus, OwnMetrics, StreamCounts
+from exporter.agent.telemetry import STATES, ImageStatus, OwnMetrics, StreamCounts, Upgrades
 from exporter.config import AgentConfig, StoreConfig
+from exporter.export.account import Account
+from exporter.kernel import ProgramUsage
 
 
 @pytest.fixture
@@ -179,9 +181,12 @@ class Source:
             format="bumblebee",
             pull_failures={"img.unreachable": 3},
             attached={"on_packet": True, "on_call": False},
+            upgrades=Upgrades(2, 0.25, 0.5),
+            usage={"on_packet": ProgramUsage(12, 1_500_000_000, 3)},
             series=7,
             folded=2,
             map_entries={"queries": (5, 1024)},
+            streams={"dns.query": True, "dns.other": False},
             lost={"dns.query": 9},
             ring_fill={"dns.query": 0.5},
             scrape_s=0.25,
@@ -192,11 +197,18 @@ class Source:
     def stream_counts(self) -> list[StreamCounts]:
         return [StreamCounts("dns", "dns.query", 15, 1, 2, 4, {"rate": 8})]
 
-    def otlp_items(self) -> dict[tuple[str, str], int]:
-        return {("logs", "accepted"): 1}
+    def runs_measured(self) -> bool:
+        return True
+
+    def otlp_accounts(self) -> dict[str, Account]:
+        logs = Account(accepted=1, pending=6).attempted("ok", 100, 0.05).attempted("http_503", 100, 99.0)
+        return {"logs": logs, "metrics": Account(forgotten=8)}
 
     def line_counts(self) -> dict[str, int]:
         return {"written": 4, "dropped": 3}
+
+    def scrape_requests(self) -> tuple[dict[int, int], int]:
+        return {200: 7, 503: 1}, 2
 
     def last_reload(self) -> tuple[bool, float]:
         return False, 1.5e9
@@ -219,6 +231,12 @@ def test_own_metrics_say_what_the_agent_knows() -> None:
         ("skep_image_pull_failures_total", ("code", "img.unreachable"), dns): 3,
         ("skep_program_attached", dns, ("program", "on_call")): 0,
         ("skep_program_attached", dns, ("program", "on_packet")): 1,
+        ("skep_program_runs_total", dns, ("program", "on_packet")): 12,
+        ("skep_program_run_seconds_total", dns, ("program", "on_packet")): 1.5,
+        ("skep_program_recursion_misses_total", dns, ("program", "on_packet")): 3,
+        ("skep_image_upgrades_total", dns): 2,
+        ("skep_image_upgrade_overlap_seconds_total", dns): 0.25,
+        ("skep_image_upgrade_gap_seconds_total", dns): 0.5,
         ("skep_metric_series", dns): 7,
         ("skep_series_folded_total", dns): 2,
         ("skep_map_entries", dns, ("map", "queries")): 5,
@@ -234,6 +252,19 @@ def test_own_metrics_say_what_the_agent_knows() -> None:
         ("skep_events_dropped_total", dns, ("reason", "rate"), stream): 8,
         ("skep_events_queued", dns, stream): 4,
         ("skep_otlp_items_total", ("outcome", "accepted"), ("signal", "logs")): 1,
+        ("skep_otlp_items_total", ("outcome", "failed"), ("signal", "metrics")): 0,
+        ("skep_otlp_items_pending", ("signal", "logs")): 6,
+        ("skep_otlp_series_forgotten_total", ("signal", "metrics")): 8,
+        ("skep_otlp_requests_total", ("cause", "http_503"), ("signal", "logs")): 1,
+        ("skep_otlp_request_duration_seconds_bucket", ("le", "0.025"), ("signal", "logs")): 0,
+        ("skep_otlp_request_duration_seconds_bucket", ("le", "0.05"), ("signal", "logs")): 1,
+        ("skep_otlp_request_duration_seconds_bucket", ("le", "30.0"), ("signal", "logs")): 1,
+        ("skep_otlp_request_duration_seconds_bucket", ("le", "+Inf"), ("signal", "logs")): 2,
+        ("skep_otlp_request_duration_seconds_sum", ("signal", "logs")): 99.05,
+        ("skep_stream_info", dns, ("lost", "counted"), stream): 1,
+        ("skep_stream_info", dns, ("lost", "unknown"), ("stream", "dns.other")): 1,
+        ("skep_scrape_requests_total", ("code", "503")): 1,
+        ("skep_scrape_requests_in_flight",): 2,
         ("skep_json_events_total", ("outcome", "dropped")): 3,
         ("skep_config_last_reload_successful",): 0,
         ("skep_config_last_reload_success_timestamp_seconds",): 1.5e9,
@@ -246,6 +277,10 @@ def test_own_metrics_say_what_the_agent_knows() -> None:
     assert sum(samples[key] for key in states) == 2
     assert "process_resident_memory_bytes" in families
     assert "process_cpu_seconds" in families
+    bare = OwnMetrics(Source(), exporter=False).render().decode()
+    assert {family.name for family in text_string_to_metric_families(bare)} == {
+        name for name in families if not name.startswith(("process_", "skep_scrape_requests"))
+    }
 
 
 def test_part_that_fails_is_told_and_started_again(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import struct
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from exporter.agent import Agent
 from exporter.agent import image as life
 from exporter.agent.events import EventReader, Ledger
 from exporter.agent.fdstore import DescriptorStore
@@ -23,7 +25,7 @@ from exporter.cli import main
 from exporter.config import ImageConfig, RetryConfig
 from exporter.errors import ImageError, KernelError, PlanError
 from exporter.image import Bundle, Digest, parse_reference
-from exporter.kernel import Batch
+from exporter.kernel import Batch, ProgramUsage
 from exporter.plan import Plan
 from tests.support.clang import compile_bpf
 
@@ -41,6 +43,7 @@ class FakeMap:
     def __init__(self, rows: dict[int, int]) -> None:
         self.rows = rows
         self.max_entries = 64
+        self.is_array = False
         self.error: Exception | None = None
         self.reads = 0
         self.pause_s = 0.0
@@ -66,10 +69,17 @@ class FakeCollection:
         self.maps: dict[str, Any] = {"counter_good": self.good, "counter_bad": self.bad}
         if self.more:
             self.maps["counter_more"] = FakeMap({})
-        self.programs = (SimpleNamespace(name="on_switch", attached=True, error="", id=7),)
+        self.programs = (SimpleNamespace(name="on_switch", attached=True, error="", passed_over="", id=7),)
         self.enums: dict[str, dict[str, int]] = {}
+        self.stages: dict[str, list[float]] = {}
         self.detached = False
         self.closed = False
+
+    def usage(self) -> dict[str, ProgramUsage]:
+        return {}
+
+    def iterate(self, *, text: bool = True) -> tuple[()]:
+        return ()
 
     def detach(self) -> None:
         self.detached = True
@@ -144,6 +154,47 @@ def test_scrapes_that_wait_for_a_read_share_the_next_one(bundle: Bundle) -> None
     for thread in (first, *others):
         thread.join()
     assert collection.good.reads == 2
+
+
+def test_read_ends_at_its_deadline_and_nobody_shares_it(bundle: Bundle) -> None:
+    """A map that takes too long is not shown, nor one there was no time for; who has more time reads anew."""
+    program, collection = make(bundle)
+    began_s = time.monotonic()
+    assert program.read(began_s)
+    collection.good.pause_s = 0.2
+    collection.good.rows[1] = 11
+    began_s = time.monotonic()
+    assert not program.read(began_s, began_s + 0.1)
+    assert shown(program) == {}
+    assert program.last_read.error == ""
+    assert collection.bad.reads == 1
+    assert program.read(began_s, began_s + 60)
+    assert shown(program) == {"ebpf_good_total": [11, 20], "ebpf_bad_total": [1, 2]}
+    assert program.map_entries["counter_good"] == (2, 64)
+
+
+def test_lock_that_somebody_holds_is_waited_for_until_the_deadline(bundle: Bundle) -> None:
+    """A scrape goes on without an image that is being read or replaced."""
+    program, _ = make(bundle)
+    image: Any = SimpleNamespace(program=program)
+    with program.lock, contextlib.ExitStack() as held:
+        began_s = time.monotonic()
+        with pytest.raises(TimeoutError):
+            Agent._hold(image, held, began_s + 0.1)
+        assert 0.1 <= time.monotonic() - began_s < 5
+    with contextlib.ExitStack() as held:
+        assert Agent._hold(image, held, time.monotonic() + 60) is program
+        assert program.lock.locked()
+    assert not program.lock.locked()
+
+
+def test_array_is_always_full_and_not_said_to_be(bundle: Bundle) -> None:
+    """Its rows are all there from the beginning: their number would look like a map about to overflow."""
+    program, collection = make(bundle)
+    collection.good.is_array = True
+    program.read(time.monotonic())
+    assert shown(program)["ebpf_good_total"] == [10, 20]
+    assert program.map_entries == {"counter_bad": (2, 64)}
 
 
 def test_metric_that_begins_as_the_agents_own_is_refused(bundle: Bundle) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
 from pathlib import Path
@@ -18,6 +19,7 @@ from exporter.plan import Plan, make_plan
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "configs" / "catalog"
 GOLDEN = ROOT / "tests" / "golden" / "catalog.txt"
+PAGE = ROOT / "docs" / "catalog.md"
 NAMES = sorted(path.parent.name for path in SOURCES.glob("*/*.bpf.c"))
 
 
@@ -99,13 +101,33 @@ def test_histograms_keep_an_exact_sum_and_edges_that_are_powers_of_two_microseco
                 assert [repr(bound) for bound in it.bounds] == [repr((1 << k) / 1_000_000) for k in range(26)]
 
 
+# Attributes of events that may stand for a person; no metric has them, and each image says so where it has them.
+PERSONAL = {
+    "process.pid", "process.executable.name", "file.path", "network.peer.address", "network.local.address",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_no_label_names_a_process_or_a_person(catalog: Store, name: str) -> None:
-    """Process ids, names and users are unbounded, and not everyone's to know."""
+    """Process ids, names, users, paths and addresses are unbounded, and not everyone's to know."""
     found = plan(catalog, name)
     labels = {label.name for table in found.tables for label in table.labels}
-    labels |= {label.name for stream in found.streams for label in stream.attributes}
-    assert not labels & {"pid", "tgid", "tid", "comm", "uid", "process", "command"}
+    attributes = {label.name for stream in found.streams for label in stream.attributes}
+    assert not (labels | attributes) & {"pid", "tgid", "tid", "comm", "uid", "user.id", "process", "command"}
+    assert not labels & PERSONAL
+    assert {label for label in labels if "address" in label or label.startswith("process.")} == set()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_image_with_personal_data_says_so_in_its_source_and_on_its_page(catalog: Store, name: str) -> None:
+    """Who turns an event on has read what it tells."""
+    attributes = {label.name for stream in plan(catalog, name).streams for label in stream.attributes}
+    source = (SOURCES / name / f"{name}.bpf.c").read_text()
+    assert ("personal data" in source) == bool(attributes & PERSONAL)
+    [section] = re.findall(rf"^## {name}$(.*?)(?=^## |\Z)", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    [told] = re.findall(r"^\*\*Personal data:\*\*(.*?)$", section, re.MULTILINE)
+    assert {attribute for attribute in PERSONAL if f"`{attribute}`" in told} == attributes & PERSONAL
+    assert told.strip().startswith("none") == (not attributes & PERSONAL)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -122,12 +144,29 @@ def test_memory_stays_far_under_the_default_limit_on_a_large_host(catalog: Store
     assert 0 < found.map_memory < 48 << 20
 
 
+def test_page_of_the_catalog_is_what_its_generator_makes(catalog: Store) -> None:
+    """Regenerate with: python packaging/generate/catalog.py."""
+    path = ROOT / "packaging" / "generate" / "catalog.py"
+    spec = importlib.util.spec_from_file_location("generate_catalog", path)
+    assert spec and spec.loader
+    generator = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generator)
+    assert PAGE.read_text() == generator.generate(catalog)
+    measured = generator.costs(generator.COST.read_text())
+    programs = {
+        name: {program.name for program in read_object(bundle(catalog, name).object).programs} for name in NAMES
+    }
+    assert measured.keys() == set(NAMES) - {"nfs-operations"}, "each image has its cost, but where no NFS is"
+    assert not {name for name, rows in measured.items() if not {program for program, _ in rows} <= programs[name]}
+
+
 def test_catalog_is_built_again_only_when_a_source_changed(tmp_path: Path) -> None:
     """A second run does nothing; a changed comment in the shared header builds all; a removed image goes."""
     sources, layout = tmp_path / "sources", tmp_path / "build" / "catalog"
     for name in ("syscalls", "tcp-states"):
         shutil.copytree(SOURCES / name, sources / name)
-    shutil.copy(SOURCES / "kernel.h", sources / "kernel.h")
+    for header in SOURCES.glob("*.h"):
+        shutil.copy(header, sources / header.name)
     said: list[str] = []
     assert build_catalog(sources, layout, say=said.append)
     assert not build_catalog(sources, layout, say=said.append)

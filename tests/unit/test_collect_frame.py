@@ -421,7 +421,7 @@ SHAPES = {
 }
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     shape=st.sampled_from(sorted(SHAPES)),
     reads=READS,

@@ -41,13 +41,14 @@ FAST_SIZES = {
     "ipv4": st.just(32),
     "ipv6": st.sampled_from([32, 128]),
     "ip": st.sampled_from([32, 128]),
+    "natural": st.integers(1, 64),
     "port": st.integers(1, 64),
     "port_be": st.sampled_from([16, 32, 64]),
     "duration": st.integers(1, 64),
     "time": st.integers(1, 60),
     "prefix": st.integers(1, 20).map(lambda size: size * 8),
 }
-BIT_FIELDS = {"uint", "int", "hex", "bool", "enum", "errno", "syscall", "signal", "port", "duration", "time"}
+BIT_FIELDS = {"uint", "int", "hex", "bool", "enum", "errno", "syscall", "signal", "natural", "port", "duration", "time"}
 PIECES = (
     b"\xe2\x82", b"\xf0\x9f\x98\x80", b"\xed\xa0\x80", b"\xc0\xaf", b"\xf4\x90", b"\xff", b"\\", b'"', b"\n", b"a",
     b"\r", b"\x01", b"\0",
@@ -103,7 +104,7 @@ def rules_and_keys(draw: st.DrawFn) -> tuple[LabelRule, bytes]:
     return LabelRule("a.b", decoder, offset, size, signed=draw(st.booleans()), values=values, base_bytes=base), key
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(rules_and_keys())
 @example((LabelRule("a.b", "int", 0, 64, signed=True), (1 << 63).to_bytes(8, "little")))
 @example((LabelRule("a.b", "uint", 0, 64), b"\xff" * 8))
@@ -119,7 +120,7 @@ def test_native_label_is_what_its_twin_says(case: tuple[LabelRule, bytes]) -> No
     assert native([rule], key) == (prometheus_text(pairs), otlp_attributes(pairs, tag=ATTRIBUTE_OF_POINT))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(rules_and_keys(), st.text(max_size=5))
 def test_rendered_labels_read_back(case: tuple[LabelRule, bytes], tier: str) -> None:
     """Prometheus' own parser and protobuf see what was meant, constants after labels."""
@@ -164,6 +165,9 @@ def test_rendered_labels_read_back(case: tuple[LabelRule, bytes], tier: str) -> 
         ("ip", b"\x0a\x01\x02\x03", False, "10.1.2.3"),
         ("ip", bytes(10) + b"\xff\xff\x0a\x01\x02\x03", False, "10.1.2.3"),
         ("port", b"\x50\x00", False, 80),
+        ("natural", b"\x00\x00", False, 0),
+        ("natural", b"\xff\x7f", False, 32767),
+        ("natural", b"\xff\xff", False, ""),
         ("port_be", b"\x00\x50", False, 80),
         ("port_be", b"\x00\x50\x00\x00", False, 80),
         ("duration", (128_000).to_bytes(8, "little"), False, "0.000128"),

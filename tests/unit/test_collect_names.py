@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import errno
-import importlib.util
 import os
 import signal
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from exporter.collect import names
-
-GENERATOR = Path(__file__).parents[2] / "packaging" / "generate" / "names.py"
+from tests.support.generators import load_generator
 
 
 @pytest.fixture(scope="module")
 def generator() -> ModuleType:
     """The tool, imported from where it lies."""
-    spec = importlib.util.spec_from_file_location("generate_names", GENERATOR)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_generator("names")
 
 
 def test_committed_names_are_what_this_machines_headers_say(generator: ModuleType) -> None:

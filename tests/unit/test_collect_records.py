@@ -14,7 +14,7 @@ from opentelemetry.proto.logs.v1.logs_pb2 import ScopeLogs
 from exporter.collect import RecordDecoder
 from exporter.collect.labels import Value, label_value
 from exporter.collect.limits import TokenBucket
-from exporter.collect.records import json_line, log_record, record_time_ns, split_records
+from exporter.collect.records import json_line, log_record, record_time_ns, split_records, tail_value
 from exporter.errors import PlanError
 from exporter.model import Scope
 from exporter.plan.plan import LabelRule, StreamPlan, ValueRule
@@ -162,6 +162,75 @@ def test_disabled_stream_is_drained() -> None:
     assert batch.otlp == batch.json == b""
 
 
+def test_record_that_is_only_measured_is_accounted_as_that() -> None:
+    """Of a stream without events, or one whose events nobody receives; a short one has failed all the same."""
+    records = framed(record(), b"", record())
+    for plan, wanted, expected in (
+        (dataclasses.replace(PLAN, enabled=False, metrics=True), True, (3, 0, 2, 1)),
+        (dataclasses.replace(PLAN, metrics=True, events_per_s=1), False, (3, 0, 2, 1)),
+        (dataclasses.replace(PLAN, metrics=True), True, (3, 2, 0, 1)),
+        (dataclasses.replace(PLAN, metrics=True, sample_one_in=2), True, (3, 1, 0, 1)),
+    ):
+        batch = decoder(plan).decode(records, now_ns=NOW, realtime_minus_monotonic_ns=0, otlp=wanted, json=False)
+        assert (batch.received, batch.exported, batch.measured, batch.failed) == expected
+        assert batch.received == batch.exported + batch.measured + batch.failed + sum(batch.dropped.values())
+
+
+TAILED = dataclasses.replace(PLAN, attributes=PLAN.attributes[:1], record_size=12)
+
+
+@pytest.mark.parametrize(
+    ("tail", "rest", "shown"),
+    [
+        (LabelRule("rest", "string", 96, 8), b'a"\0garbage', 'a"'),
+        (LabelRule("rest", "bytes", 96, 8), b"\0\xff", "00ff"),
+        (LabelRule("rest", "uint", 96, 16), b"\1\0\xff\xffx", [1, 65535]),
+        (LabelRule("rest", "int", 96, 32), b"\xff" * 4 + b"\1\0\0\0", [-1, 1]),
+        (LabelRule("rest", "uint", 96, 64), b"\xff" * 8 + b"\2" + bytes(7), [(1 << 64) - 1, 2]),
+        (LabelRule("rest", "uint", 96, 64), b"\xff" * 7, None),
+        (LabelRule("rest", "string", 96, 8), b"", None),
+    ],
+)
+def test_flexible_array_at_the_end_is_one_attribute(tail: LabelRule, rest: bytes, shown: object) -> None:
+    """Text, bytes or numbers, as many as the record holds; none, none is shown."""
+    batch = decode(framed(record()[:12] + rest, record()[:11]), dataclasses.replace(TAILED, tail=tail))
+    assert (batch.exported, batch.failed) == (1, 1)
+    expected = (
+        {"process.pid": 77, "rest": shown, "tier": "db"} if shown is not None else {"process.pid": 77, "tier": "db"}
+    )
+    assert json.loads(batch.json)["attributes"] == expected
+    (log,) = ScopeLogs.FromString(batch.otlp).log_records
+    told = {one.key: one.value for one in log.attributes}
+    if isinstance(shown, list):
+        numbers = [
+            int(one.string_value) if one.string_value else one.int_value for one in told["rest"].array_value.values
+        ]
+        assert numbers == shown
+    else:
+        assert told.keys() == expected.keys()
+        assert shown is None or told["rest"].string_value == shown
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.sampled_from([("string", 8), ("bytes", 8), ("uint", 8), ("uint", 64), ("int", 16), ("int", 64)]),
+    st.lists(st.binary(max_size=60)),
+)
+def test_native_tail_is_what_its_twin_says(kind: tuple[str, int], records: list[bytes]) -> None:
+    """Both formats byte for byte."""
+    plan = dataclasses.replace(TAILED, tail=LabelRule("rest", kind[0], 96, kind[1]), time=None)
+    logs, lines = [], []
+    for data in records:
+        if len(data) >= 12:
+            pairs = [(rule.name, label_value(rule, data, resolve=resolve)) for rule in plan.attributes]
+            pairs += [("rest", tail_value(plan, data)), *plan.constant_labels]
+            logs.append(log_record(plan, pairs, time_ns=NOW, now_ns=NOW))
+            lines.append(json_line(plan, SCOPE, pairs, time_ns=NOW))
+    batch = decode(framed(*records), plan)
+    assert (batch.otlp, batch.json) == (b"".join(logs), b"".join(lines))
+    assert batch.failed == len(records) - len(logs)
+
+
 @pytest.mark.parametrize("cut", [1, 8, 15, 17, 47])
 def test_damaged_framing_is_an_error(cut: int) -> None:
     """It never comes from the kernel, so it is a bug of ours."""
@@ -194,7 +263,7 @@ def test_plan_beyond_its_record_is_refused(plan: StreamPlan) -> None:
         decoder(plan)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(
         st.binary(max_size=40)
@@ -237,7 +306,6 @@ def test_native_events_are_what_their_twin_says(records: list[bytes], rate: int)
 
 
 @given(st.integers(0, 1000), st.lists(st.tuples(st.integers(0, 3 * 10**9), st.integers(0, 50)), max_size=6))
-@settings(deadline=None)
 def test_native_bucket_is_what_its_twin_says(rate: int, steps: list[tuple[int, int]]) -> None:
     """Over time, too."""
     stream, bucket, now_ns = decoder(dataclasses.replace(PLAN, events_per_s=rate)), TokenBucket(rate), NOW

@@ -399,7 +399,7 @@ def test_config_files_are_the_file_and_its_drop_ins_by_name(tmp_path: Path) -> N
         config.config_files(main, tmp_path / "nowhere")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(alphabet="abimges:[]{}-,&*<!|>'\"$\n \t#~0159.", max_size=60) | st.text(max_size=30))
 def test_whatever_the_text_it_is_a_configuration_or_an_error_with_a_position(text: str) -> None:
     """Whatever the text, parse returns an AgentConfig or raises SkepError with positions, and nothing else."""
@@ -410,7 +410,7 @@ def test_whatever_the_text_it_is_a_configuration_or_an_error_with_a_position(tex
             assert re.match(r"a\.yaml:\d+:\d+: .", problem), problem
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_damaged_shipped_configuration_is_refused_or_read(data: st.DataObject) -> None:
     """Cutting, repeating and replacing parts of a real file never escapes as another exception."""

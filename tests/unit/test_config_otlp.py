@@ -124,7 +124,7 @@ def test_client_certificate_and_key_come_from_one_place() -> None:
     ("env", "metrics", "logs", "warnings"),
     [
         ({"OTEL_SDK_DISABLED": "true"}, False, False, 0),
-        ({"OTEL_SDK_DISABLED": "yes"}, True, True, 0),
+        ({"OTEL_SDK_DISABLED": "yes"}, True, True, 1),
         ({"OTEL_METRICS_EXPORTER": "none"}, False, True, 0),
         ({"OTEL_METRICS_EXPORTER": "otlp,prometheus"}, True, True, 0),
         ({"OTEL_METRICS_EXPORTER": "prometheus"}, False, True, 0),
@@ -152,6 +152,15 @@ def test_signals_are_switched_off_by_the_environment(
         (PREFIX + "METRICS_TEMPORALITY_PREFERENCE", "sideways"),
         (PREFIX + "METRICS_DEFAULT_HISTOGRAM_AGGREGATION", "base2_exponential_bucket_histogram"),
         ("OTEL_METRIC_EXPORT_INTERVAL", "-1"),
+        ("OTEL_METRIC_EXPORT_TIMEOUT", "soon"),
+        ("OTEL_BLRP_MAX_QUEUE_SIZE", "0"),
+        ("OTEL_BLRP_MAX_EXPORT_BATCH_SIZE", "many"),
+        ("OTEL_BLRP_SCHEDULE_DELAY", "1s"),
+        ("OTEL_BLRP_QUEUE_SIZE", "100"),
+        (PREFIX + "LOGS_ENDPIONT", "http://s3cret@x"),
+        ("OTEL_EXPORTER_PROMETHEUS_PORT", "9464"),
+        ("OTEL_METRICS_EXEMPLAR_FILTER", "always_on"),
+        ("OTEL_TRACES_EXPORTER", "zipkin"),
     ],
 )
 def test_variable_that_cannot_be_honoured_is_as_if_not_set_and_said(name: str, value: str) -> None:
@@ -161,3 +170,52 @@ def test_variable_that_cannot_be_honoured_is_as_if_not_set_and_said(name: str, v
     assert name in warning
     assert "cret" not in warning
     assert make_otlp_config({}, environment) == OtlpConfig()
+
+
+BATCHES = {
+    "OTEL_METRIC_EXPORT_TIMEOUT": "1500",
+    "OTEL_BLRP_SCHEDULE_DELAY": "250",
+    "OTEL_BLRP_MAX_QUEUE_SIZE": "2048",
+    "OTEL_BLRP_MAX_EXPORT_BATCH_SIZE": "512",
+    "OTEL_BLRP_EXPORT_TIMEOUT": "30000",
+}
+
+
+def test_batches_and_their_limits_are_read() -> None:
+    """Milliseconds become seconds; the configuration wins one by one."""
+    environment = settings_from_environment(BATCHES)
+    assert environment.warnings == ()
+    assert make_otlp_config({}, environment) == OtlpConfig(
+        metrics_export_timeout_s=1.5,
+        logs_delay_s=0.25,
+        logs_queue_records=2048,
+        logs_batch_records=512,
+        logs_export_timeout_s=30.0,
+    )
+    document = {"logs": {"delay": 1.0, "batch_records": 7}, "metrics": {"export_timeout": 2.0}}
+    config = make_otlp_config(document, environment)
+    assert (config.logs_delay_s, config.logs_batch_records, config.logs_queue_records) == (1.0, 7, 2048)
+    assert (config.metrics_export_timeout_s, config.logs_export_timeout_s) == (2.0, 30.0)
+
+
+def test_name_that_is_nearly_right_gets_the_right_one() -> None:
+    """A typo would else be silence."""
+    (warning,) = settings_from_environment({"OTEL_BLRP_MAX_QUEUESIZE": "1"}).warnings
+    assert warning == (
+        "environment variable OTEL_BLRP_MAX_QUEUESIZE is not known; did you mean 'OTEL_BLRP_MAX_QUEUE_SIZE'?"
+    )
+
+
+@pytest.mark.parametrize(
+    ("env", "said", "expected"),
+    [
+        ({}, None, False),
+        ({"OTEL_TRACES_EXPORTER": "otlp"}, None, True),
+        ({"OTEL_TRACES_EXPORTER": "otlp"}, False, False),
+        ({"OTEL_TRACES_EXPORTER": "none"}, True, True),
+        ({"OTEL_TRACES_EXPORTER": "otlp", "OTEL_SDK_DISABLED": "true"}, None, False),
+    ],
+)
+def test_traces_are_off_unless_somebody_wants_them(env: dict[str, str], said: bool | None, expected: bool) -> None:
+    """The configuration wins."""
+    assert make_otlp_config({}, settings_from_environment(env), traces=said).traces_enabled is expected

@@ -58,11 +58,18 @@ def test_shipped_configurations_are_read() -> None:
         "block-latency": True,
         "process-exits": True,
         "tcp-states": True,
+        "oom-kills": True,
         "syscalls": False,
+        "file-opens": False,
     }
+    everything = config.parse(everything_on().replace("/etc/skep/token", "/dev/null"), "/etc/skep/agent.yaml",
+                              environment={"CREDENTIALS_DIRECTORY": "/run/x"})  # fmt: skip
+    catalog = {path.parent.name for path in (CONFIGS / "catalog").glob("*/*.bpf.c")}
+    assert {image.name for image in everything.images} - {"dns"} == catalog, "every image is shown, on or off"
     run = config.load([CONFIGS / "run.yaml"], environment={})
-    assert [image.name for image in run.images] == [image.name for image in agent.images]
-    assert all(image.enabled for image in run.images)
+    assert {image.name for image in run.images} == catalog
+    off = {image.name for image in run.images if not image.enabled}
+    assert off == {"capability-checks", "nfs-operations"}, "what not every kernel runs"
     with_collector = config.load(
         [CONFIGS / "run.yaml", *sorted((CONFIGS / "run.d").glob("*.yaml"))],
         environment={"OTLP_ENDPOINT": "http://127.0.0.1:4318"},
@@ -111,9 +118,10 @@ def test_defaults_of_the_schema_are_those_of_the_types() -> None:
                retry: {first: 5s, max: 10m}}
     otlp: {protocol: http/protobuf, timeout: 10s, compression: gzip, metrics: {enabled: true, interval: 60s,
                temporality: cumulative},
-           logs: {enabled: true}}
+           logs: {enabled: true, delay: 200ms}}
     events: {json: {path: /a, stdout: false, max_size: 64MiB, keep: 5}}
     store: {keep: 3}
+    telemetry: {bpf_stats: false, traces: false}
     """
     used = dict(paths_of(yaml.compose(written, Loader=yaml.SafeLoader), AGENT))
     for path, key in keys_of(AGENT):

@@ -322,6 +322,14 @@ def test_every_item_is_accounted_for() -> None:
             client.send(BODY, items=10, stop=NEVER, deadline_s=1)
     account = client.account
     assert (account.accepted, account.rejected, account.failed) == (18, 22, 10)
+    assert sum(account.durations) == sum(account.requests.values())
+    assert 0 < account.duration_s < 60
+    twice = account + account
+    assert (twice.accepted, twice.durations[0], twice.requests) == (
+        36,
+        2 * account.durations[0],
+        {cause: 2 * count for cause, count in account.requests.items()},
+    )
     assert account.sent_bytes == sum(each.wire_bytes for each in receiver.received)
 
 

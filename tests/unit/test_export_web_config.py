@@ -17,7 +17,7 @@ from pathlib import Path
 
 import bcrypt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.errors import ConfigError, SkepError
@@ -275,7 +275,6 @@ KEYS = (
 )
 
 
-@settings(deadline=None)
 @given(
     st.recursive(
         st.sampled_from(

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.errors import ImageError
@@ -376,7 +376,6 @@ _MANIFEST = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None)
 @given(
     st.one_of(
         st.binary(max_size=80), _MANIFEST.map(lambda body: json.dumps(body).encode()), _JSON.map(repr).map(str.encode)

@@ -1,7 +1,7 @@
 """References: what is read, what is refused, and that nothing else ever happens."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.config import default_image_name
@@ -202,7 +202,6 @@ _PIECES = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(deadline=None)
 @given(st.one_of(st.text(max_size=60), st.lists(_PIECES, max_size=12).map("".join)))
 def test_any_text_is_a_reference_or_an_image_error(text: str) -> None:
     """Whatever the text, ``parse_reference`` gives a stable Reference or raises ImageError, nothing else."""

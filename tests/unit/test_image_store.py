@@ -9,8 +9,8 @@ import sys
 import tempfile
 import textwrap
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import oras.layout
@@ -387,3 +387,36 @@ def test_default_path_is_roots_or_in_the_data_directory(monkeypatch: pytest.Monk
     assert default_store_path() == Path("/data/skep/store")
     monkeypatch.setenv("XDG_DATA_HOME", "data")
     assert default_store_path() == Path("/home/bee/.local/share/skep/store")
+
+
+def test_default_path_of_the_services_user_is_the_services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever owns /var/lib/skep is the service's user, and ``sudo -u skep skep list`` shows what the service runs."""
+    monkeypatch.setattr("exporter.image.store._SYSTEM_STATE", tmp_path)
+    monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid)
+    assert default_store_path() == tmp_path / "store"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, who writes where another user's service reads")
+def test_prepared_store_is_its_owners_whoever_pulls_into_it() -> None:
+    """Root adds an image; the service's user can lock the store, add another and prune."""
+    nobody = 65534
+    # Pytest's own folder is closed to other users.
+    with tempfile.TemporaryDirectory() as folder:
+        os.chown(folder, nobody, nobody)
+
+        def as_nobody(work: Callable[[], object]) -> None:
+            child = os.fork()
+            if child == 0:
+                with suppress(BaseException):
+                    os.setresgid(nobody, nobody, nobody)
+                    os.setresuid(nobody, nobody, nobody)
+                    work()
+                    os._exit(0)
+                os._exit(1)
+            assert os.waitpid(child, 0)[1] == 0
+
+        store = Store(folder)
+        as_nobody(store.prepare)
+        add(store)
+        as_nobody(lambda: (add(store, b"two"), add(store, b"three"), store.prune(1)))
+        assert len(store.list()) == 1

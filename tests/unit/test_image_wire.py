@@ -79,7 +79,7 @@ def server() -> Iterator[RawServer]:
         thread.join()
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(answer=_ANSWER, manifest=st.booleans())
 def test_any_bytes_of_a_socket_are_content_or_an_image_error(
     server: RawServer, monkeypatch: pytest.MonkeyPatch, answer: bytes, manifest: bool

@@ -2,16 +2,9 @@
 
 import pytest
 
-from exporter.kernel.attach import (
-    AttachError,
-    Sampling,
-    UserSymbol,
-    check_options,
-    parse_sampling,
-    parse_usdt,
-    parse_user_symbol,
-    split_section,
-)
+from exporter.hooks import split_section
+from exporter.kernel.attach import AttachError, check_options
+from exporter.kernel.attach.places import Sampling, UserSymbol, parse_sampling, parse_usdt, parse_user_symbol
 from exporter.kernel.features import (
     Capability,
     Features,

@@ -150,7 +150,7 @@ RECORDS = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     start=st.integers(0, 1 << 40).map(lambda n: n * 8),
     batches=st.lists(RECORDS, min_size=1, max_size=4),
@@ -179,7 +179,7 @@ def test_reader_and_its_twin_agree(start: int, batches: list[list[tuple[bytes, i
         os.close(fake.fd)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     data=st.binary(min_size=64, max_size=512),
     consumer=st.integers(0, 63).map(lambda n: n * 8),

@@ -3,7 +3,8 @@
 import pytest
 
 from exporter.bpf import MapSpec, MapType
-from exporter.plan.memory import map_memory
+from exporter.kernel import rings
+from exporter.plan.memory import PERF_BUFFER_BYTES, map_memory, perf_memory
 
 # Type, key and value size, entries; then what `bpftool map show` said on a kernel 6.18 with 2 possible CPUs.
 KERNEL = [
@@ -51,3 +52,9 @@ def test_every_map_type_has_an_estimate(map_type: MapType) -> None:
 def test_ring_is_rounded_up_as_libbpf_makes_it() -> None:
     """Whole pages, a power of two of them."""
     assert map_memory(spec(MapType.RINGBUF, 0, 0, 5000), 1) == map_memory(spec(MapType.RINGBUF, 0, 0, 8192), 1)
+
+
+def test_perf_buffers_are_planned_as_large_as_they_are_opened() -> None:
+    """The plan cannot ask the kernel package, which must not know of it."""
+    assert rings.PERF_BUFFER_BYTES == PERF_BUFFER_BYTES
+    assert perf_memory(3) == 3 * (rings.PERF_BUFFER_BYTES + 4096)

@@ -76,7 +76,7 @@ def test_scale_is_exact_as_text_and_as_number(scale: object) -> None:
         ),
         (
             {"version": 1, "metric": {}},
-            "metadata has key 'metric'; expected one of version, description, metrics, events",
+            "metadata has key 'metric'; expected one of version, description, metrics, events, programs",
         ),
         ({"version": 1, "metrics": []}, "metadata 'metrics' is []; expected a mapping"),
         ({"version": 1, "metrics": {"m": 3}}, "metadata 'metrics.m' is 3; expected a mapping"),

@@ -182,7 +182,7 @@ class Disks:
             for name in borrowed:
                 shutil.copy2(str(shutil.which(name)), stage / "usr/local/bin" / name)
             self._copy_environment(stage / GUEST_VENV.lstrip("/"), distributions)
-            self._make(image, stage, spare_mib=256)
+            self.make(image, stage, spare_mib=256)
         return image
 
     @staticmethod
@@ -215,7 +215,7 @@ class Disks:
         """The kernel's modules and configuration, to be mounted on ``/usr/lib/modules``."""
         image = self._directory / f"modules-{kernel.version}.img"
         if not image.exists():
-            self._make(image, kernel.modules.parent, spare_mib=4, keep=16)
+            self.make(image, kernel.modules.parent, spare_mib=4, keep=16)
         return image
 
     def tree(self) -> Path:
@@ -231,10 +231,10 @@ class Disks:
             shutil.copy2(path, target)
         (stage / ".venv").symlink_to(GUEST_VENV)
         compile_ahead(stage / "exporter", stage / "tests")
-        self._make(image, stage, spare_mib=64)
+        self.make(image, stage, spare_mib=64)
         return image
 
-    def _make(self, image: Path, tree: Path, *, spare_mib: int, keep: int = 2) -> None:
+    def make(self, image: Path, tree: Path, *, spare_mib: int, keep: int = 2) -> None:
         """Write a tree as a file system image, and forget all but the newest of its kind."""
         used_kib = int(run(["du", "--summarize", "--apparent-size", "--block-size=1K", tree]).split()[0])
         inodes = sum(len(names) + len(files) for _, names, files in os.walk(tree)) + 4096

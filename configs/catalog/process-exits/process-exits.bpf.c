@@ -5,6 +5,7 @@
  */
 #include <skep.bpf.h>
 #include "../kernel.h"
+#include "../bounded.h"
 
 /* Count exits per control group too. Events always say the group. */
 const volatile bool by_cgroup = false;
@@ -29,7 +30,7 @@ enum exit_reason {
 /* A key, and part of a record: the labels are named so that both show them alike. */
 struct end {
 	enum exit_reason reason SKEP_LABEL("reason");
-	__u16 code SKEP_LABEL("code"); /* 0 where a signal ended it */
+	__s16 code SKEP_LABEL_AS("code", "natural"); /* -1, of none, where a signal ended it */
 	__u16 signal SKEP_LABEL_AS("signal", "signal"); /* 0, of none, gives no label */
 	cgroup_id group SKEP_LABEL_AS("cgroup", "cgroup") SKEP_LABEL_AS("unit", "cgroup.unit");
 };
@@ -45,13 +46,8 @@ struct {
 SKEP_CPU_COUNTER(missed) SKEP_COUNTER("ebpf.process.exits.missed") SKEP_UNIT("{process}")
 	SKEP_HELP("Processes whose end was not counted because a map of the program was full.");
 
-/* Keys of `exits` in the order they came. When it is full, as years of short
- * lived groups make it, the oldest goes: its series starts again if it returns. */
-struct {
-	__uint(type, BPF_MAP_TYPE_QUEUE);
-	__uint(max_entries, 8192);
-	__uint(value_size, sizeof(struct end));
-} exits_order SEC(".maps") SKEP_PRIVATE;
+/* Codes by groups are unbounded over the years. */
+SKEP_ORDER_MAP(exits_order, struct end, 8192);
 
 struct exit_record {
 	ktime_ns time;
@@ -91,30 +87,6 @@ static __always_inline bool is_last_thread(struct task_struct *task)
 	return bpf_map_update_elem(&counted, &id, &yes, BPF_NOEXIST) == 0 || !bpf_map_lookup_elem(&counted, &id);
 }
 
-static __always_inline void count_exit(const struct end *end)
-{
-	__u64 *count, zero = 0;
-	struct end oldest;
-	/* Not a long: before 6.4 map helpers give 32 bits, and the upper half of the register is zero. */
-	int error;
-
-	count = bpf_map_lookup_elem(&exits, end);
-	if (!count) {
-		error = bpf_map_update_elem(&exits, end, &zero, BPF_NOEXIST);
-		if (error == -7 /* E2BIG */ && !bpf_map_pop_elem(&exits_order, &oldest)) {
-			bpf_map_delete_elem(&exits, &oldest);
-			error = bpf_map_update_elem(&exits, end, &zero, BPF_NOEXIST);
-		}
-		if (!error)
-			bpf_map_push_elem(&exits_order, end, 0);
-		count = bpf_map_lookup_elem(&exits, end);
-	}
-	if (count)
-		skep_add(count, 1);
-	else
-		skep_count_one(&missed);
-}
-
 SEC("tp_btf/sched_process_exit")
 int on_exit(__u64 *ctx)
 {
@@ -134,11 +106,11 @@ int on_exit(__u64 *ctx)
 	status = task->signal->flags & SIGNAL_GROUP_EXIT ? task->signal->group_exit_code :
 							   task->group_leader->exit_code;
 	end.signal = status & STATUS_SIGNAL;
-	end.code = status >> 8 & 0xff;
+	end.code = end.signal ? -1 : status >> 8 & 0xff;
 	end.reason = !end.signal ? EXIT_REASON_EXITED : status & STATUS_DUMPED ? EXIT_REASON_DUMPED : EXIT_REASON_KILLED;
 	if (by_cgroup)
 		end.group = group_of(task);
-	count_exit(&end);
+	count_or_replace(&exits, &exits_order, &end, &missed);
 
 	if (!end.code && !end.signal)
 		return 0;

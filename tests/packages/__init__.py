@@ -1,0 +1,1 @@
+"""What is shipped, built and looked at as whoever installs it would."""

@@ -1,0 +1,68 @@
+"""The command line as a whole: how it starts, what it lists, and what it says to a near miss."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from exporter.cli import main, parser
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_help_imports_nothing_that_only_a_verb_needs() -> None:
+    """Else completing a word in a shell would wait for an HTTP client, an ELF reader and YAML."""
+    code = (
+        "import sys; from exporter.cli import parser; parser().format_help();"
+        "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    heavy = {"yaml", "urllib3", "requests", "elftools", "opentelemetry", "oras", "rich", "prometheus_client", "ssl"}
+    assert not heavy & set(done.stdout.split())
+
+
+def test_every_verb_and_argument_says_what_it_is() -> None:
+    """Man pages and completions are made from these words."""
+
+    def walk(one: argparse.ArgumentParser) -> None:
+        for action in one._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                listed = {choice.dest for choice in action._choices_actions if choice.help}
+                for name, inner in action.choices.items():
+                    assert name in listed or name in {a for c in action._choices_actions for a in c.metavar or ()}, name
+                    assert inner.description, inner.prog
+                    walk(inner)
+            else:
+                assert action.help, (one.prog, action)
+
+    walk(parser())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["pul", "a"], "did you mean 'skep pull'?"),
+        (["images-list"], "is no verb"),
+        (["inspect", "a"], "did you mean 'skep "),
+        (["push", "a", "--insecure"], "--ca-file"),
+        (["build", "a.c", "b", "--builder=podman"], "no container is needed"),
+        ([], "no verb is given"),
+        (["frobnicate"], "skep --help lists them"),
+    ],
+)
+def test_near_miss_is_told_what_was_meant(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Fingers that know Docker or BumbleBee find their way; status 2 as for any wrong usage."""
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_version_flag_prints_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """What scripts ask first."""
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.split()[0] == "skep"
