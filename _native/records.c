@@ -316,13 +316,10 @@ int skep_stream_decode(struct skep_stream *stream, const uint8_t *records, size_
 struct skep_stream *skep_stream_new(const struct skep_stream_config *config)
 {
 	struct skep_stream *stream = calloc(1, sizeof(*stream));
-	int slow = 0;
 
 	if (!stream)
 		return NULL;
-	for (uint32_t i = 0; i < config->labels.count; i++)
-		slow |= config->labels.rules[i].decoder == SKEP_SLOW;
-	if (slow && !(stream->context.cache = skep_cache_new())) {
+	if (skep_labels_ask(&config->labels) && !(stream->context.cache = skep_cache_new())) {
 		free(stream);
 		return NULL;
 	}
@@ -343,10 +340,7 @@ void skep_stream_free(struct skep_stream *stream)
 		return;
 	skep_buf_free(&stream->record);
 	skep_buf_free(&stream->values);
-	skep_buf_free(&stream->context.scratch);
-	skep_cache_free(stream->context.cache);
-	free(stream->config.labels.rules);
-	free(stream->config.labels.table);
-	free(stream->config.labels.pool);
+	skep_label_context_free(&stream->context);
+	skep_labels_free(&stream->config.labels);
 	free(stream);
 }

@@ -24,6 +24,8 @@ class Table:
         resolvers: Sequence[str],
         key_size: int,
         value_size: int,
+        elements: int,
+        element_stride: int,
         cells: int,
         instruments: int,
         per_cpu: bool,

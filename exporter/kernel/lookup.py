@@ -1,7 +1,7 @@
 """What numbers of the kernel are called on this machine, now.
 
-Users, block devices, network interfaces, kernel symbols and cgroups. Answers are
-kept in a bounded cache that drops what was used least recently; those that may
+Users, groups, processes, devices, network interfaces, kernel symbols, PCI ids and
+cgroups. Answers are kept in a bounded cache that drops what was used least recently; those that may
 change, and the answer that there is none, expire. A number without a name is
 shown as a number where that says something (``8:17``, ``1001``, ``0xffff…``),
 and as nothing where it does not (a cgroup that is gone).
@@ -11,8 +11,10 @@ Cgroup paths are cut into unit, slice, container and pod by pure functions.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
+import grp
 import logging
 import os
 import pwd
@@ -23,13 +25,14 @@ import time
 from array import array
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 _log = logging.getLogger(__name__)
 
 _CACHED = 8192
 _CHANGING_S = 10.0
+_COMM_S = 1.0  # ids are given again, and a process changes its name when it executes
 _FOR_EVER = float("inf")
 
 
@@ -42,11 +45,20 @@ class Lookup:
 
     Args:
         proc, sys: Where procfs and sysfs are mounted.
+        pci_ids: Where distributions keep the names of PCI ids.
         clock: Monotonic seconds.
     """
 
-    def __init__(self, *, proc: str = "/proc", sys: str = "/sys", clock: Callable[[], float] = time.monotonic) -> None:
-        self._sys = Path(sys)
+    def __init__(
+        self,
+        *,
+        proc: str = "/proc",
+        sys: str = "/sys",
+        pci_ids: Sequence[str] = ("/usr/share/misc/pci.ids", "/usr/share/hwdata/pci.ids"),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._proc, self._sys = Path(proc), Path(sys)
+        self._pci = PciIds([Path(place) for place in pci_ids])
         self._recent = _Recent(_CACHED, clock)
         self._symbols = KernelSymbols(Path(proc), clock)
         self._cgroups = Cgroups(Path(proc), clock)
@@ -56,12 +68,13 @@ class Lookup:
         """The text of a value, or the empty string; never raises for what the machine says.
 
         Args:
-            decoder: ``uid``, ``device``, ``interface``, ``ksym``, ``cgroup``, ``cgroup.unit``,
-                ``cgroup.slice``, ``cgroup.container`` or ``cgroup.pod``.
+            decoder: ``uid``, ``gid``, ``pid.comm``, ``device``, ``interface``, ``ksym``, ``pci.vendor``,
+                ``pci.device``, ``pci.class``, ``cgroup``, ``cgroup.unit``, ``cgroup.slice``,
+                ``cgroup.container`` or ``cgroup.pod``.
             value: As the kernel has it, unsigned.
         """
         with self._lock:
-            kind, _, part = decoder.partition(".")
+            kind, _, part = decoder.partition(".") if decoder.startswith("cgroup.") else (decoder, "", "")
             known = self._recent.get(kind, value)
             if known is None:
                 known, keep_s = self._ask(kind, value)
@@ -77,6 +90,12 @@ class Lookup:
         match kind:
             case "uid":
                 return user_name(value), _CHANGING_S
+            case "gid":
+                return group_name(value), _CHANGING_S
+            case "pid.comm":
+                return self._comm(value), _COMM_S
+            case "pci.vendor" | "pci.device" | "pci.class":
+                return self._pci.name(kind, value), _FOR_EVER
             case "device":
                 return self._device(value), _CHANGING_S
             case "interface":
@@ -87,6 +106,13 @@ class Lookup:
                 path = self._cgroups.path(value)
                 return path, _FOR_EVER if path else _CHANGING_S
         raise ValueError(f"decoder {kind!r} is not looked up on the machine")
+
+    def _comm(self, pid: int) -> str:
+        # A thread's directory is there too, though no listing shows it.
+        try:
+            return (self._proc / str(pid) / "comm").read_bytes().rstrip(b"\n").decode("utf-8", "replace")
+        except OSError:
+            return ""
 
     def _device(self, dev: int) -> str:
         major, minor = dev >> 20 & 0xFFF, dev & 0xFFFFF
@@ -109,6 +135,17 @@ def user_name(uid: int) -> str:
         return pwd.getpwuid(uid).pw_name
     except (KeyError, OSError):
         return str(uid)
+
+
+def group_name(gid: int) -> str:
+    """A group's name, or the number; nothing for -1."""
+    gid &= 0xFFFFFFFF
+    if gid == 0xFFFFFFFF:
+        return ""
+    try:
+        return grp.getgrgid(gid).gr_name
+    except (KeyError, OSError):
+        return str(gid)
 
 
 def interface_name(index: int) -> str:
@@ -146,6 +183,41 @@ class _Recent:
 
     def __len__(self) -> int:
         return len(self._entries)
+
+
+class PciIds:
+    """Names of PCI vendors, devices and classes, from the list that distributions ship.
+
+    Nothing of it is kept: an answer is asked for once, and the list is a read of one or two megabytes.
+    """
+
+    def __init__(self, places: Sequence[Path]) -> None:
+        self._places = places
+
+    def name(self, kind: str, value: int) -> str:
+        """What ``pci.vendor``, ``pci.device`` or ``pci.class`` calls a number; the number, if nothing."""
+        match kind:
+            case "pci.vendor":
+                wanted, digits = [rb"^%04x  (.+)$" % (value & 0xFFFF)], 4
+                value &= 0xFFFF
+            case "pci.device":
+                vendor, value = value >> 16 & 0xFFFF, value & 0xFFFF
+                wanted, digits = [rb"^%04x  .*\n(?:[\t#].*\n)*?\t%04x  (.+)$" % (vendor, value)], 4
+            case _:
+                base, sub = value >> 16 & 0xFF, value >> 8 & 0xFF
+                below = rb"^C %02x  .*\n(?:[\t#].*\n)*?\t%02x  (.+)$" % (base, sub)
+                wanted, digits = [below, rb"^C %02x  (.+)$" % base], 6
+        listed = self._read()
+        for pattern in wanted:
+            if match := re.search(pattern, listed, re.MULTILINE):
+                return match[1].decode("utf-8", "replace")
+        return f"{value:#0{digits + 2}x}"
+
+    def _read(self) -> bytes:
+        for place in self._places:
+            with contextlib.suppress(OSError):
+                return place.read_bytes()
+        return b""
 
 
 # ---- kernel symbols ----

@@ -5,9 +5,10 @@ can do it (``skep plan`` runs on a laptop without privilege) nor how a number is
 encoded for its readers.
 """
 
+from .decoders import DECODERS
 from .metadata import parse_metadata
 from .plan import (
-    DECODERS,
+    Condition,
     GlobalPlan,
     HistogramRule,
     LabelRule,
@@ -15,6 +16,7 @@ from .plan import (
     MetricPlan,
     Plan,
     ProgramPlan,
+    Step,
     StreamPlan,
     TablePlan,
     ValueRule,
@@ -24,6 +26,7 @@ from .together import check_together
 
 __all__ = [
     "DECODERS",
+    "Condition",
     "GlobalPlan",
     "HistogramRule",
     "LabelRule",
@@ -31,6 +34,7 @@ __all__ = [
     "MetricPlan",
     "Plan",
     "ProgramPlan",
+    "Step",
     "StreamPlan",
     "TablePlan",
     "ValueRule",

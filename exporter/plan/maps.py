@@ -14,7 +14,7 @@ from .labels import LabelReader
 from .metadata import MetricDeclaration, MetricMetadata, over
 from .plan import LabelRule
 from .streams import Ring, plan_ring
-from .values import Metric, ValueReader, is_slot_array
+from .values import Metric, ValueReader, is_slot_array, value_leaves
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +125,9 @@ class _MapPlanner:
         if explicit and not metrics and len(self.map.problems) == known:
             self.map.problem("value", f"its value has no member that can be a {kind}; add one, or say kind=none")
         for metric in metrics:
+            index = metric.elements.label.name if metric.elements else ""
+            if index and any(prometheus_label(rule.name) == prometheus_label(index) for rule in labels):
+                self.map.problem("key", f"label {index!r} is that of its elements; name that one with index=")
             if metric.kind is Kind.HISTOGRAM and any(prometheus_label(rule.name) == "le" for rule in labels):
                 self.map.problem("key", "label 'le' is the histogram's own; give the member another name with label=")
         return Table(self.map.spec, labels, metrics)
@@ -141,7 +144,7 @@ class _MapPlanner:
             if name.startswith(prefix)
         }
         members: dict[str, MetricDeclaration] = {}
-        for leaf in layout.leaves():
+        for leaf in value_leaves(layout):
             if not leaf.name:
                 continue
             tags = member_tags(f"{self.map.owner} member {leaf.name!r}", leaf.tags, self.map.problems)
@@ -173,7 +176,9 @@ class _MapPlanner:
         """Whether the value is a count for a slot number in the key."""
         if kind != "histogram":
             return False
-        return not any(is_slot_array(leaf, members.get(leaf.name, MetricDeclaration())) for leaf in layout.leaves())
+        return not any(
+            is_slot_array(leaf, members.get(leaf.name, MetricDeclaration())) for leaf in value_leaves(layout)
+        )
 
 
 def _makes_metric(member: MetricDeclaration) -> bool:

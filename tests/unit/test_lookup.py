@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import pwd
 import socket
 from pathlib import Path
 
 import pytest
 
+from exporter.collect.labels import SLOW
 from exporter.kernel.lookup import Cgroups, KernelSymbols, Lookup, _Recent, cgroup2_mount, walk_cgroups
 
 KALLSYMS = """\
@@ -248,3 +250,70 @@ def test_cache_drops_what_was_used_least_recently(clock: Clock) -> None:
     clock.now += 61
     assert recent.get("uid", 1) is None
     assert len(recent) == 1
+
+
+def test_groups_are_named() -> None:
+    """Unknown ones by number; the kernel's "no group" not."""
+    lookup = Lookup()
+    assert lookup.resolve("gid", 0) == "root"
+    assert lookup.resolve("gid", 3_999_999_999) == "3999999999"
+    assert lookup.resolve("gid", 0xFFFFFFFF) == ""
+
+
+def test_process_is_named_by_what_it_calls_itself(clock: Clock) -> None:
+    """A thread too; one that is gone has no name, and an answer is not kept for long."""
+    lookup = Lookup(clock=clock)
+    assert lookup.resolve("pid.comm", os.getpid()) == Path("/proc/self/comm").read_text().rstrip("\n")
+    assert lookup.resolve("pid.comm", 1 << 30) == ""
+
+
+PCI_IDS = """# comment
+1af4  Red Hat, Inc.
+\t1000  Virtio network device
+# between
+\t1001  Virtio block device
+\t\t1af4 0001  Subsystem that is no device
+8086  Intel Corporation
+\t1533  I210 Gigabit Network Connection
+C 01  Mass storage controller
+\t08  Non-Volatile memory controller
+\t\t02  NVM Express
+C 02  Network controller
+\t00  Ethernet controller
+"""
+
+
+@pytest.mark.parametrize(
+    ("decoder", "value", "name"),
+    [
+        ("pci.vendor", 0x8086, "Intel Corporation"),
+        ("pci.vendor", 0x1234, "0x1234"),
+        ("pci.device", 0x80861533, "I210 Gigabit Network Connection"),
+        ("pci.device", 0x1AF41001, "Virtio block device"),
+        ("pci.device", 0x1AF41533, "0x1533"),
+        ("pci.device", 0x1AF40001, "0x0001"),
+        ("pci.class", 0x010802, "Non-Volatile memory controller"),
+        ("pci.class", 0x020700, "Network controller"),
+        ("pci.class", 0x990000, "0x990000"),
+    ],
+)
+def test_pci_ids_are_named_by_the_list_of_the_machine(tmp_path: Path, decoder: str, value: int, name: str) -> None:
+    """A device only within its vendor; a class by its subclass if it has a name."""
+    (tmp_path / "pci.ids").write_text(PCI_IDS)
+    lookup = Lookup(pci_ids=[str(tmp_path / "none"), str(tmp_path / "pci.ids")])
+    assert lookup.resolve(decoder, value) == name
+
+
+def test_pci_ids_without_a_list_are_numbers(tmp_path: Path) -> None:
+    """Small machines have none."""
+    lookup = Lookup(pci_ids=[str(tmp_path / "none")])
+    assert lookup.resolve("pci.vendor", 0x8086) == "0x8086"
+    assert lookup.resolve("pci.class", 0x0200) == "0x000200"
+
+
+def test_every_decoder_that_asks_the_machine_is_known_here() -> None:
+    """Zero is a value like any other: nothing is raised."""
+    lookup = Lookup()
+    for decoder in SLOW:
+        assert isinstance(lookup.resolve(decoder, 0), str)
+    lookup.close()
