@@ -92,6 +92,7 @@ class ImageConfig:
             ``ksym:NAME`` is the address of a kernel symbol.
         maps: Changes to single maps, by C name.
         expire_after_s: A series unchanged for this long is no longer shown.
+        btf: Path of the types of kernels that do not show their own; empty for none.
         file, line: Where its reference stands, for messages.
     """
 
@@ -109,6 +110,7 @@ class ImageConfig:
     maps: Mapping[str, MapConfig] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
     expire_after_s: float = 3600.0
+    btf: str = ""
     file: str = ""
     line: int = 0
 

@@ -46,6 +46,7 @@ class Bundle:
         version: ``org.opencontainers.image.version``, else the tag, else empty.
         architecture: As OCI spells it; empty when the image does not say.
         created: ``org.opencontainers.image.created``, or empty.
+        types: BTF of kernels that do not show their own, one file or an archive of them; empty if it carries none.
     """
 
     reference: Reference
@@ -59,6 +60,7 @@ class Bundle:
     version: str = ""
     architecture: str = ""
     created: str = ""
+    types: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

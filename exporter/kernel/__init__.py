@@ -36,11 +36,13 @@ if TYPE_CHECKING:
         online_cpus,
         possible_cpus,
         probe,
+        shows_types,
     )
     from .maps import Batch, Map
     from .netlink import sweep
     from .rings import RingReader
     from .support import Finding, Verdict, findings
+    from .types import Host, find_types, types_in
     from .usage import ProgramUsage, RunStatistics
 
 _HOMES = {
@@ -50,6 +52,7 @@ _HOMES = {
     "Features": "features",
     "Finding": "support",
     "GlobalRequest": "collection",
+    "Host": "types",
     "LoadRequest": "collection",
     "Map": "maps",
     "MapRequest": "collection",
@@ -59,13 +62,16 @@ _HOMES = {
     "RingReader": "rings",
     "RunStatistics": "usage",
     "Verdict": "support",
+    "find_types": "types",
     "findings": "support",
     "libbpf_version": "features",
     "load": "collection",
     "online_cpus": "features",
     "possible_cpus": "features",
     "probe": "features",
+    "shows_types": "features",
     "sweep": "netlink",
+    "types_in": "types",
 }
 
 __all__ = [
@@ -75,6 +81,7 @@ __all__ = [
     "Features",
     "Finding",
     "GlobalRequest",
+    "Host",
     "LoadRequest",
     "Map",
     "MapRequest",
@@ -84,13 +91,16 @@ __all__ = [
     "RingReader",
     "RunStatistics",
     "Verdict",
+    "find_types",
     "findings",
     "libbpf_version",
     "load",
     "online_cpus",
     "possible_cpus",
     "probe",
+    "shows_types",
     "sweep",
+    "types_in",
 ]
 
 
