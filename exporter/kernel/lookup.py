@@ -28,6 +28,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from .removed import RemovedCgroups
+
 _log = logging.getLogger(__name__)
 
 _CACHED = 8192
@@ -340,6 +342,9 @@ class Cgroups:
 
     On a hybrid layout the cgroup2 mount is one beside those of the old
     controllers, whose inode numbers overlap: only the former counts.
+
+    One that is gone by the time it is asked for is named by
+    :class:`.removed.RemovedCgroups`, where the kernel has that.
     """
 
     def __init__(self, proc: Path, clock: Callable[[], float]) -> None:
@@ -353,11 +358,15 @@ class Cgroups:
         self._walk_again = float("-inf")
         self._told = False
         self._open_by_handle = ctypes.CDLL(None, use_errno=True).open_by_handle_at
+        self._removed = RemovedCgroups(self._alive)
 
     def path(self, cgroup_id: int) -> str:
         """The path from the hierarchy's root on, ``/`` for the root, or nothing if there is no such cgroup."""
         if not self._find_mount():
             return ""
+        return self._alive(cgroup_id) or self._removed.path(cgroup_id)
+
+    def _alive(self, cgroup_id: int) -> str:
         if self._may_open:
             try:
                 return self._by_handle(cgroup_id)
@@ -369,7 +378,8 @@ class Cgroups:
         return self._by_walk(cgroup_id)
 
     def close(self) -> None:
-        """Close the mount's descriptor."""
+        """Close the descriptors on the mount."""
+        self._removed.close()
         if self._fd >= 0:
             os.close(self._fd)
         self._fd, self._mount, self._looked = -1, "", float("-inf")
@@ -385,6 +395,7 @@ class Cgroups:
             self._mount = cgroup2_mount((self._proc / "self" / "mountinfo").read_text("utf-8", "surrogateescape"))
             if self._mount:
                 self._fd = os.open(self._mount, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                self._removed.open(self._mount)
         except OSError:
             self._mount = ""
         if not self._mount and not self._told:
@@ -469,6 +480,9 @@ def cgroup2_mount(mountinfo: str) -> str:
 
 _UNIT = re.compile(r"\.(?:service|scope|socket|mount|swap)$")
 _CONTAINER = re.compile(r"(?:^|[-:_.])([0-9a-f]{64})(?:\.scope)?$")
+_NSPAWN = re.compile(r"systemd-nspawn@(.+)\.service$")
+_LXC = re.compile(r"lxc\.payload\.(.+)$")
+_ESCAPE = re.compile(r"\\x([0-9a-f]{2})")  # as systemd writes what a unit's name cannot hold
 _POD = re.compile(
     r"(?:^|-)pod([0-9a-f]{8}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{12}|[0-9a-f]{32})(?:\.slice)?(?::|$)"
 )
@@ -492,7 +506,7 @@ def slice_of(path: str) -> str:
 
 
 def container_of(path: str) -> str:
-    """The innermost container's id, 64 hexadecimal digits.
+    """The innermost container's id, 64 hexadecimal digits; of systemd-nspawn and LXC, the container's name.
 
     Knows scopes of Docker, containerd, CRI-O and Podman, and the plain
     directories of the cgroupfs driver; the monitor beside a container (conmon)
@@ -502,6 +516,8 @@ def container_of(path: str) -> str:
         match = _CONTAINER.search(part)
         if match and "conmon" not in part:
             return match[1]
+        if named := _NSPAWN.match(part) or _LXC.match(part):
+            return _ESCAPE.sub(lambda escape: chr(int(escape[1], 16)), named[1])
     return ""
 
 
