@@ -449,7 +449,8 @@ def _ask_child(
             sealed.append(_sealed(request.types))
         return _ask(document, sealed, deadline, request.deadline_s)
     finally:
-        let_go(sealed)
+        for descriptor in sealed:
+            os.close(descriptor)
 
 
 def _ask(

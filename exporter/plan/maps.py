@@ -144,13 +144,20 @@ class _MapPlanner:
             if name.startswith(prefix)
         }
         members: dict[str, MetricDeclaration] = {}
-        for leaf in value_leaves(layout):
+        arrays: dict[str, Field] = {}
+        leaves = value_leaves(layout, arrays)
+        # An array of structs is no leaf, but may be spoken of: then that is said of all in it.
+        for leaf in [*{array.name: array for array in arrays.values()}.values(), *leaves]:
             if not leaf.name:
                 continue
             tags = member_tags(f"{self.map.owner} member {leaf.name!r}", leaf.tags, self.map.problems)
             declared = replace(tags.metric, kind="none") if tags.label.drop else tags.metric
             entry = document.get(leaf.name)
             members[leaf.name] = over(entry.metric if entry else None, declared)
+            if leaf.name in arrays:
+                above = members.get(arrays[leaf.name].name, MetricDeclaration())
+                general = MetricDeclaration(kind=above.kind, enabled=above.enabled, index=above.index)
+                members[leaf.name] = over(members[leaf.name], general)
         for name, entry in document.items():
             if name not in members:
                 text = f"names no member of the value; it has {listed(members)}"

@@ -101,8 +101,8 @@ class ValueReader:
     arrays: dict[str, Field] = field(default_factory=dict)
 
     def metrics(self) -> Iterable[Metric]:
-        if self.layout.scalar:
-            whole = self.layout.fields[0]
+        whole = self.layout.fields[0] if self.layout.scalar else None
+        if whole is not None and not (whole.element and whole.element.kind is FieldKind.STRUCT):
             if self.kind != "histogram" or not is_slot_array(whole, self.declared):
                 whole = self._element(whole)
             yield from self._one(whole, self.declared, self.kind or "", single=True)

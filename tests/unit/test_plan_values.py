@@ -367,7 +367,8 @@ def elements(plan: Plan, name: str) -> list[tuple[str, int, int, list[str]]]:
 def test_array_in_a_value_is_a_series_for_each_element() -> None:
     """The index lies behind the key; scalars beside it keep the key's labels alone."""
     source = """
-    struct v { u64 total; u64 by_cpu[8] TAG("index=cpu"); u32 by_mode[2][2]; struct { u64 a; u32 b; } op[3];
+    struct v { u64 total; u64 by_cpu[8] TAG("index=cpu"); u32 by_mode[2][2];
+               struct { u64 a; u32 b TAG("kind=gauge"); } op[3] TAG("index=op");
                char text[8]; u8 raw[6]; };
     MAP(counter_x, HASH, 9, u32, struct v);
     """
@@ -376,8 +377,8 @@ def test_array_in_a_value_is_a_series_for_each_element() -> None:
         ("ebpf.x.total", 1, 0, ["key"]),
         ("ebpf.x.by_cpu", 8, 8, ["key", "cpu"]),
         ("ebpf.x.by_mode", 4, 4, ["key", "index"]),
-        ("ebpf.x.op.a", 3, 16, ["key", "index"]),
-        ("ebpf.x.op.b", 3, 16, ["key", "index"]),
+        ("ebpf.x.op.a", 3, 16, ["key", "op"]),
+        ("ebpf.x.op.b", 3, 16, ["key", "op"]),
     ]
     table = plan.tables[1]
     assert (table.row_key_size, table.labels[-1].offset_bits, table.labels[-1].decoder) == (8, 32, "uint")
@@ -390,6 +391,7 @@ def test_value_that_is_an_array_is_a_series_for_each_element() -> None:
     enum op { OP_READ, OP_WRITE }; enum op unused;
     MAP(counter_x, PERCPU_ARRAY, 1, u32, u64[2]) TAG("index=op:enum(op)");
     MAP(gauge_y, ARRAY, 1, u32, double[3]); MAP(z, ARRAY, 1, u32, u8[2]) TAG("kind=gauge");
+    struct io { u64 calls; u64 bytes; }; MAP(counter_w, HASH, 9, u32, struct io[4]) TAG("index=cpu");
     """
     plan = plan_of(source)
     (rule,) = table_of(plan, "counter_x").labels
@@ -397,6 +399,10 @@ def test_value_that_is_an_array_is_a_series_for_each_element() -> None:
     assert not table_of(plan, "counter_x").expire_idle
     assert table_of(plan, "gauge_y").elements == 3
     assert table_of(plan, "z").element_stride == 1
+    assert elements(plan, "counter_w") == [
+        ("ebpf.w.calls", 4, 16, ["key", "cpu"]),
+        ("ebpf.w.bytes", 4, 16, ["key", "cpu"]),
+    ]
 
 
 def test_histogram_in_an_array_of_structs_is_one_for_each_element() -> None:
