@@ -112,8 +112,8 @@ def kernel_types(bundle: Bundle, config: ImageConfig) -> tuple[bytes, str]:
             failures.append(str(error))
     if bundle.types:
         try:
-            return kernel.types_in(bundle.types, f"image {config.name}", host), ""
-        except KernelError as error:
+            return kernel.types_in(bundle.types(), f"image {config.name}", host), ""
+        except SkepError as error:
             failures.append(str(error))
     return b"", "; ".join(failures)
 

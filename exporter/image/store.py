@@ -217,6 +217,7 @@ class Store:
         objects: Mapping[str, bytes],
         metadata: Mapping[str, Any] | None = None,
         annotations: Mapping[str, str] | None = None,
+        types: bytes = b"",
     ) -> Digest:
         """Build an image and name it.
 
@@ -225,6 +226,7 @@ class Store:
             objects: Object bytes by architecture.
             metadata: The ``skep`` document.
             annotations: Of the manifests.
+            types: BTF of kernels that do not show their own, one file or an archive of them; empty for none.
 
         Returns:
             The digest of the index (several architectures) or the manifest.
@@ -246,7 +248,13 @@ class Store:
                     f"the limit is {BLOB_LIMIT}; strip it",
                     code="img.blob_size",
                 )
-        artifact = build_artifact(objects, metadata or {}, annotations or {})
+        if len(types) > BLOB_LIMIT:
+            raise ImageError(
+                f"image '{reference}': types of kernels are {len(types)} bytes, the limit is {BLOB_LIMIT}; "
+                "give an archive of those kernels that need them",
+                code="img.blob_size",
+            )
+        artifact = build_artifact(objects, metadata or {}, annotations or {}, types)
         with self.writing():
             for descriptor, content in artifact.blobs:
                 self.write(descriptor, (content,))

@@ -25,7 +25,9 @@ def types(name: str) -> bytes:
 
 def bundle(carried: bytes = b"") -> Bundle:
     """An image that may carry types."""
-    return Bundle(parse_reference("x/y:1"), DIGEST, DIGEST, DIGEST, "file", b"", types=carried)
+    return Bundle(
+        parse_reference("x/y:1"), DIGEST, DIGEST, DIGEST, "file", b"", types=(lambda: carried) if carried else None
+    )
 
 
 def config(path: Path | str = "") -> ImageConfig:
