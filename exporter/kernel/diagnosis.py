@@ -362,6 +362,8 @@ def _place_remedy(case: _Case, program: str, head: str, number: int) -> str:
         return f"{case.kernel} does not count that on this machine; choose another event, such as software:cpu-clock"
     if number == errno.ENODEV:
         return f"{case.kernel} has no such interface; choose another with attach.interfaces"
+    if number == errno.EAFNOSUPPORT:
+        return "packet sockets are not allowed here; RestrictAddressFamilies= of the unit needs AF_PACKET"
     if number == errno.EBADF and head in ("cgroup", "cgroup_skb", "sockops", "lsm_cgroup"):
         return "choose a directory of cgroup v2 with attach.cgroup"
     if number == errno.EINVAL and (lacks := case.lacks(program)):
@@ -385,6 +387,8 @@ def _function_remedy(case: _Case, number: int) -> str:
 
 
 def _attach_remedy(features: Features, head: str) -> str:
+    if head == "socket" and Capability.SYS_ADMIN not in features.capabilities:
+        return "it needs CAP_NET_RAW"
     if head in _NETWORK_SECTIONS and not features.has(Capability.NET_ADMIN):
         return "it needs CAP_NET_ADMIN"
     instead = "or use a tp_btf or raw_tp program"
