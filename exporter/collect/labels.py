@@ -58,8 +58,8 @@ ATTRIBUTE_OF_LOG = 0x32
 # Numbers are shared with ``enum skep_decoder`` in labels.h.
 _TABLE, _SLOW = 7, 15
 _CODES = {
-    "uint": 0, "int": 1, "natural": 1, "bool": 2, "float": 3, "hex": 4, "string": 5, "bytes": 6, "ipv4": 8, "ipv6": 9, "ip": 10,
-    "port": 11, "port_be": 12, "duration": 13, "time": 14, "flags": 16, "mac": 17, "dns": 18,
+    "uint": 0, "int": 1, "natural": 1, "bool": 2, "float": 3, "hex": 4, "string": 5, "bytes": 6, "ipv4": 8, "ipv6": 9,
+    "ip": 10, "port": 11, "port_be": 12, "duration": 13, "time": 14, "flags": 16, "mac": 17, "dns": 18,
 }  # fmt: skip
 _CODES |= {
     decoder.name: _TABLE if decoder.cost is Cost.TABLE else _SLOW
