@@ -262,7 +262,9 @@ class _Planner:
             # The rows of an array never go, and so do the elements of one.
             expire_idle=any(
                 not DECODERS[rule.decoder].lasting
-                and not (rule.decoder == "uint" and (is_array or rule.offset_bits >= spec.key_size * 8))
+                and not (
+                    rule.decoder == "uint" and (is_array or (elements > 1 and rule.offset_bits >= spec.key_size * 8))
+                )
                 for rule in labels
             ),
             expire_after_s=self.config.expire_after_s,

@@ -225,26 +225,6 @@ def test_array_has_its_first_element() -> None:
     assert [(part.name, part.offset_bits) for part in second.members] == [("pair.1.a", 184 * 8), ("pair.1.b", 192 * 8)]
 
 
-@pytest.mark.parametrize(
-    ("end", "kind", "size_bits"),
-    [
-        ("char end[]", FieldKind.INT, 8),
-        ("struct inner end[0]", FieldKind.STRUCT, 128),
-        ("u32 end[][4]", FieldKind.UINT, 32),
-    ],
-)
-def test_array_without_a_length_ends_the_struct(end: str, kind: FieldKind, size_bits: int) -> None:
-    """It has no bytes of its own; its element lies where the first would."""
-    source = f"struct inner {{ u64 a; u32 b; }}; struct rec {{ u64 x; u32 count; {end}; }}; RING(r, struct rec);"
-    spec = read_object(compile_bpf(source))
-    layout = layout_of(spec.btf, spec.map("r").value_type_id)
-    assert [entry.name for entry in layout.fields] == ["x", "count"]
-    assert layout.flexible and layout.flexible.element
-    assert (layout.flexible.name, layout.flexible.count, layout.flexible.size_bits) == ("end", 0, 0)
-    assert (layout.flexible.element.kind, layout.flexible.element.size_bits) == (kind, size_bits)
-    assert layout.flexible.element.offset_bits == layout.flexible.offset_bits >= 96
-
-
 def test_enum_of_eight_bytes_keeps_signs_and_names() -> None:
     """As LLVM 16 and newer write them."""
     writer = BtfWriter()
