@@ -279,6 +279,11 @@ class Store:
         """Hold off garbage collection while blobs are added that nothing names yet."""
         self._prepare()
         with self._locked(".blobs.lock", fcntl.LOCK_SH):
+            # Not before: until the lock is held somebody's garbage collection takes a file that is being written.
+            marker = self.path / "oci-layout"
+            if not marker.exists():
+                with self._replacing(marker) as write:
+                    write(_LAYOUT)
             yield
 
     def write(self, descriptor: Descriptor, pieces: Iterable[bytes]) -> None:
@@ -371,7 +376,8 @@ class Store:
             forgotten = [self._describe(entry) for entry in leaving]
             if leaving:
                 self._write_index([entry for entry in entries if entry not in leaving])
-        self._collect_garbage()
+            # Under the lock still: nobody is writing the index, whose new file would be garbage to us.
+            self._collect_garbage()
         return forgotten
 
     def prune(self, keep: int, in_use: Collection[Digest] = ()) -> _Images:
@@ -405,7 +411,8 @@ class Store:
             forgotten = [self._describe(entry) for entry in leaving]
             if leaving:
                 self._write_index(staying)
-        self._collect_garbage()
+            # Under the lock still: nobody is writing the index, whose new file would be garbage to us.
+            self._collect_garbage()
         return forgotten
 
     # -- Inside ----------------------------------------------------------------------------
@@ -570,10 +577,6 @@ class Store:
         try:
             for directory in (self.path / "blobs" / "sha256", self.path / "ingest"):
                 directory.mkdir(parents=True, exist_ok=True)
-            marker = self.path / "oci-layout"
-            if not marker.exists():
-                with self._replacing(marker) as write:
-                    write(_LAYOUT)
         except OSError as cause:
             self._failed("create", self.path, cause)
 
