@@ -481,8 +481,9 @@ def test_cpu_that_goes_and_comes_back_is_sampled_again(loading: Loading) -> None
     switch = Path("/sys/devices/system/cpu/cpu1/online")
     if channel.VARIABLE not in os.environ:
         pytest.skip("no such hardware: a machine whose CPUs are ours to take away")
-    section = "perf_event/type=software,config=cpu-clock,frequency=200"
-    collection = loading("places", ProgramRequest("on_sample", section), read_maps=("visits",), partial=False)
+    section = "perf_event/type=software,config=cpu-clock,frequency=1000"
+    request = ProgramRequest("on_sample", section, {"frequency_hz": 200})
+    collection = loading("places", request, read_maps=("visits",), partial=False)
     switch.write_text("0")
     try:
         assert collection.follow_cpus(online_cpus())
