@@ -112,7 +112,7 @@ class LoadRequest:
         read_maps: Maps whose rows or records will be read: their descriptors come back.
         enums: Kernel enums whose values are asked for.
         partial: Programs that cannot load or attach are reported and the others run; else the first fails the load.
-        deadline_s: From the call's beginning to its end.
+        deadline_s: Of one attempt, its beginning to its end; each program that has to be left out costs another.
         types: BTF of the running kernel, for one that shows none; empty for its own.
         no_types: Why there is none, if it was looked for; said where it is missed.
     """
@@ -275,11 +275,11 @@ def load(request: LoadRequest) -> Collection:
             ``kernel.crashed`` and ``kernel.deadline``: the child did not answer;
             ``kernel.loader``: it could not be started.
     """
-    deadline = time.monotonic() + request.deadline_s
     sections = {program.name: program.section for program in request.programs}
     refused: dict[str, KernelError] = {}
     absent: list[str] = []
     while True:
+        deadline = time.monotonic() + request.deadline_s
         try:
             answer, descriptors, log = _ask_child(request, tuple(refused), absent, deadline)
         except OSError as refusal:  # no process, no descriptor, no memory for one
