@@ -204,6 +204,7 @@ cdef extern from "stream.h" nogil:
     struct skep_stream:
         pass
     skep_stream *skep_stream_new(const skep_stream_config *config)
+    void skep_stream_limit(skep_stream *stream, uint32_t value_chars, uint32_t attributes)
     void skep_stream_free(skep_stream *stream)
     int skep_stream_decode(skep_stream *stream, const uint8_t *records, size_t len, uint64_t now_ns,
                            int64_t realtime_minus_monotonic_ns, skep_buf *otlp, skep_buf *json,
@@ -585,6 +586,10 @@ cdef class Stream:
 
     def __dealloc__(self):
         skep_stream_free(self.stream)
+
+    def limit(self, uint32_t value_chars, uint32_t attributes):
+        """Shorten texts and leave out attributes in OTLP; not those that are constant."""
+        skep_stream_limit(self.stream, value_chars, attributes)
 
     def decode(self, records, uint64_t now_ns, int64_t realtime_minus_monotonic_ns, bint otlp, bint json):
         """``(received, exported, failed, dropped by rate, as disabled, by sampling, measured only, OTLP bytes,

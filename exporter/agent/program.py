@@ -471,6 +471,10 @@ class Stream:
         self._feed = feed
         self._decoder = collect.RecordDecoder(plan, scope=scope, resolve=resolve, enums=collection.enums)
 
+    def limit(self, limits: collect.AttributeLimits) -> None:
+        """Hold its events to these from now on, in OTLP."""
+        self._decoder.limit(limits)
+
     def decode(self, records: bytes, *, otlp: bool = False, json: bool = False) -> collect.LogBatch:
         """Decode records just read, and count them in the frames of the ring."""
         now_ns = time.time_ns()

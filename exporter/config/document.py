@@ -282,6 +282,16 @@ AGENT = Object(
                                     "How long an event is offered to a receiver that is away before it is counted as "
                                     "failed; default: for ever.",
                                 ),
+                                "attribute_value_length_limit": Key(
+                                    Int(1, 1_000_000_000),
+                                    "Characters of a text that a program says in an event; the others are cut off. "
+                                    "Default: all of them.",
+                                ),
+                                "attribute_count_limit": Key(
+                                    Int(1, 1_000_000_000),
+                                    "Attributes that a program gives an event; the others are left out and counted in "
+                                    "it. Default: all of them.",
+                                ),
                                 **_of_signal(_OTLP_TRANSPORT),
                             },
                             check=_check_client_certificate,

@@ -202,7 +202,12 @@ def test_metrics_of_the_process_are_left_out_if_they_are_not_wanted(tmp_path: Pa
 
 def test_batches_are_those_of_the_environment(tmp_path: Path) -> None:
     """OTEL_BLRP_*; a name that nobody knows is told."""
-    environment = {"OTEL_BLRP_MAX_EXPORT_BATCH_SIZE": "10", "OTEL_BLRP_SCHEDULE_DELAY": "300", "OTEL_BLRP_DELAY": "1"}
+    environment = {
+        "OTEL_BLRP_MAX_EXPORT_BATCH_SIZE": "10",
+        "OTEL_BLRP_SCHEDULE_DELAY": "300",
+        "OTEL_BLRP_DELAY": "1",
+        "OTEL_LOGRECORD_ATTRIBUTE_COUNT_LIMIT": "1",
+    }
     with OtlpReceiver() as receiver:
         config = f"images: [{image(tmp_path)}]\notlp: {{endpoint: '{receiver.endpoint}', metrics: {{enabled: false}}}}"
         with running_agent(tmp_path, config, environment=environment) as agent:
@@ -211,12 +216,14 @@ def test_batches_are_those_of_the_environment(tmp_path: Path) -> None:
             agent.wait(lambda page: page.sum("skep_events_exported_total") == 100)
             [line] = agent.lines("an OTEL_ variable has no effect")
             assert "OTEL_BLRP_DELAY is not known" in str(line["reason"])
-        sizes = [
-            len(scope.log_records)
+        batches = [
+            scope.log_records
             for request in receiver.logs()
             for resource in request.resource_logs
             for scope in resource.scope_logs
         ]
+    sizes = [len(batch) for batch in batches]
+    assert {(len(one.attributes), one.dropped_attributes_count) for batch in batches for one in batch} == {(1, 1)}
     assert sum(sizes) == 100
     assert max(sizes) <= 10
 
