@@ -56,14 +56,24 @@ cdef extern from "labels.h" nogil:
     struct skep_table_entry:
         uint64_t value
         skep_span text
-    struct skep_label_rule:
-        uint8_t decoder
-        uint8_t flags
-        uint16_t resolver
+    struct skep_condition:
         uint32_t offset_bits
         uint32_t size_bits
         uint32_t table_first
         uint32_t table_count
+        uint32_t negated
+    struct skep_label_rule:
+        uint8_t decoder
+        uint8_t flags
+        uint16_t resolver
+        uint16_t step
+        uint16_t count
+        uint32_t offset_bits
+        uint32_t size_bits
+        uint32_t table_first
+        uint32_t table_count
+        uint32_t condition_first
+        uint32_t condition_count
         skep_span prometheus
         skep_span otlp
         skep_span json
@@ -71,11 +81,14 @@ cdef extern from "labels.h" nogil:
         skep_label_rule *rules
         uint32_t count
         skep_table_entry *table
+        skep_condition *conditions
         uint8_t *pool
         skep_span constant_prometheus
         skep_span constant_otlp
         skep_span constant_json
-    ctypedef int (*skep_resolve_fn)(void *context, int resolver, uint64_t value, skep_buf *out) noexcept
+    void skep_labels_free(skep_labels *labels)
+    ctypedef int (*skep_resolve_fn)(void *context, int resolver, uint64_t value, const uint8_t *text, size_t len,
+                                    skep_buf *out) noexcept
 
 
 cdef extern from "table.h" nogil:
@@ -121,6 +134,8 @@ cdef extern from "table.h" nogil:
     struct skep_frame_config:
         uint32_t key_size
         uint32_t value_size
+        uint32_t elements
+        uint32_t element_stride
         uint32_t cells
         uint32_t instruments
         skep_value_op *ops
@@ -189,6 +204,7 @@ cdef extern from "stream.h" nogil:
     struct skep_stream:
         pass
     skep_stream *skep_stream_new(const skep_stream_config *config)
+    void skep_stream_limit(skep_stream *stream, uint32_t value_chars, uint32_t attributes)
     void skep_stream_free(skep_stream *stream)
     int skep_stream_decode(skep_stream *stream, const uint8_t *records, size_t len, uint64_t now_ns,
                            int64_t realtime_minus_monotonic_ns, skep_buf *otlp, skep_buf *json,
@@ -199,30 +215,37 @@ skep_hash_seed = int.from_bytes(os.urandom(8), "little")
 
 
 cdef class Resolver:
-    """Asks Python for a slow label; keeps the exception that C cannot carry."""
+    """Asks Python for a slow label or for its steps; keeps the exception that C cannot carry."""
 
     cdef object ask
     cdef tuple names
+    cdef tuple steps
     cdef object error
 
-    def __init__(self, ask, names):
+    def __init__(self, ask, names, steps):
         self.ask = ask
         self.names = tuple(names)
+        self.steps = tuple(steps)
 
     cdef raise_kept(self):
         error, self.error = self.error, None
         raise error
 
 
-cdef int resolve(void *context, int resolver, uint64_t value, skep_buf *out) noexcept with gil:
+cdef int resolve(void *context, int resolver, uint64_t value, const uint8_t *text, size_t length,
+                 skep_buf *out) noexcept with gil:
     cdef Resolver self = <Resolver>context
-    cdef bytes text
+    cdef bytes answer
     try:
-        text = (<str>self.ask(self.names[resolver], value)).encode("utf-8", "replace")
+        if text == NULL:
+            said = self.ask(self.names[resolver], value)
+        else:
+            said = self.steps[resolver - len(self.names)]((<const char *>text)[:length].decode("utf-8", "replace"))
+        answer = (<str>said).encode("utf-8", "replace")
     except BaseException as error:
         self.error = error
         return -2
-    return skep_buf_put(out, <const uint8_t *>text, len(text))
+    return skep_buf_put(out, <const uint8_t *>answer, len(answer))
 
 
 cdef skep_span span(tuple pair) except *:
@@ -238,12 +261,6 @@ cdef void *array(size_t count, size_t size) except NULL:
     return made
 
 
-cdef free_labels(skep_labels *labels):
-    free(labels.rules)
-    free(labels.table)
-    free(labels.pool)
-
-
 cdef fill_labels(skep_labels *labels, object compiled):
     """Copy ``labels.Compiled`` into C; what was made so far is in ``labels`` if it raises."""
     cdef bytes pool = compiled.pool
@@ -253,24 +270,30 @@ cdef fill_labels(skep_labels *labels, object compiled):
     memcpy(labels.pool, <const uint8_t *>pool, len(pool))
     labels.rules = <skep_label_rule *>array(len(compiled.rules), sizeof(skep_label_rule))
     labels.table = <skep_table_entry *>array(len(compiled.table), sizeof(skep_table_entry))
+    labels.conditions = <skep_condition *>array(len(compiled.conditions), sizeof(skep_condition))
     labels.count = len(compiled.rules)
-    for i, (decoder, flags, resolver, offset_bits, size_bits, first, count, prometheus, otlp, json) in enumerate(
-        compiled.rules
-    ):
+    for i, (decoder, flags, resolver, step, elements, offset_bits, size_bits, first, count, condition_first,
+            condition_count, prometheus, otlp, json) in enumerate(compiled.rules):
         rule = &labels.rules[i]
         rule.decoder = decoder
         rule.flags = flags
         rule.resolver = resolver
+        rule.step = step
+        rule.count = elements
         rule.offset_bits = offset_bits
         rule.size_bits = size_bits
         rule.table_first = first
         rule.table_count = count
+        rule.condition_first = condition_first
+        rule.condition_count = condition_count
         rule.prometheus = span(prometheus)
         rule.otlp = span(otlp)
         rule.json = span(json)
     for i, (value, text) in enumerate(compiled.table):
         labels.table[i].value = value
         labels.table[i].text = span(text)
+    for i, (offset_bits, size_bits, first, count, negated) in enumerate(compiled.conditions):
+        labels.conditions[i] = skep_condition(offset_bits, size_bits, first, count, negated)
     labels.constant_prometheus = span(compiled.constant_prometheus)
     labels.constant_otlp = span(compiled.constant_otlp)
     labels.constant_json = span(compiled.constant_json)
@@ -354,20 +377,23 @@ cdef class Table:
     cdef skep_frame *frame
     cdef Budget budget
     cdef Resolver resolver
-    cdef uint32_t key_size
+    cdef uint32_t map_key_size
     cdef uint32_t value_size
     cdef bint per_cpu
     cdef bint from_records
 
-    def __cinit__(self, *, labels, ops, records, budget, ask, resolvers, key_size, value_size, cells, instruments, per_cpu,
-                  skip_zero_rows, expire_idle, gauges, expire_after_s, start_ns):
+    def __cinit__(self, *, labels, ops, records, budget, ask, resolvers, key_size, value_size, elements, element_stride,
+                  cells, instruments, per_cpu, skip_zero_rows, expire_idle, gauges, expire_after_s, start_ns):
         cdef skep_frame_config config
         cdef skep_value_op *op
         cdef uint32_t i
         memset(&config, 0, sizeof(config))
         self.budget = budget
-        self.resolver = Resolver(ask, resolvers)
-        self.key_size = config.key_size = key_size
+        self.resolver = Resolver(ask, resolvers, labels.steps)
+        self.map_key_size = key_size
+        config.key_size = key_size + (4 if elements > 1 else 0)
+        config.elements = elements
+        config.element_stride = element_stride
         self.value_size = config.value_size = value_size
         self.per_cpu = config.per_cpu = per_cpu
         config.cells = cells
@@ -405,7 +431,7 @@ cdef class Table:
             if self.frame == NULL:
                 raise MemoryError
         except BaseException:
-            free_labels(&config.labels)
+            skep_labels_free(&config.labels)
             free_records(&config.records)
             free(config.ops)
             raise
@@ -430,8 +456,8 @@ cdef class Table:
         try:
             PyObject_GetBuffer(values, &value_buffer, PyBUF_SIMPLE)
             try:
-                if <uint64_t>key_buffer.len < <uint64_t>count * self.key_size:
-                    raise ValueError(f"{count} keys of {self.key_size} bytes do not fit {key_buffer.len} bytes")
+                if <uint64_t>key_buffer.len < <uint64_t>count * self.map_key_size:
+                    raise ValueError(f"{count} keys of {self.map_key_size} bytes do not fit {key_buffer.len} bytes")
                 if <uint64_t>value_buffer.len < <uint64_t>count * value_stride:
                     raise ValueError(f"{count} values of {value_stride} bytes do not fit {value_buffer.len} bytes")
                 with nogil:
@@ -531,7 +557,7 @@ cdef class Stream:
                   sample_one_in, enabled, measured, tail):
         cdef skep_stream_config config
         memset(&config, 0, sizeof(config))
-        self.resolver = Resolver(ask, resolvers)
+        self.resolver = Resolver(ask, resolvers, labels.steps)
         config.record_size = record_size
         if time is not None:
             config.time_offset_bits, config.time_size_bits = time
@@ -555,11 +581,15 @@ cdef class Stream:
             if self.stream == NULL:
                 raise MemoryError
         except BaseException:
-            free_labels(&config.labels)
+            skep_labels_free(&config.labels)
             raise
 
     def __dealloc__(self):
         skep_stream_free(self.stream)
+
+    def limit(self, uint32_t value_chars, uint32_t attributes):
+        """Shorten texts and leave out attributes in OTLP; not those that are constant."""
+        skep_stream_limit(self.stream, value_chars, attributes)
 
     def decode(self, records, uint64_t now_ns, int64_t realtime_minus_monotonic_ns, bint otlp, bint json):
         """``(received, exported, failed, dropped by rate, as disabled, by sampling, measured only, OTLP bytes,

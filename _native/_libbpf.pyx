@@ -232,8 +232,11 @@ def kernel_types(names):
         libbpf.btf__free(types)
 
 
-def kernel_enums(names):
-    """The enumerators of the running kernel's enums, from its BTF; ``{}`` for one it does not have."""
+def kernel_enums(names, str types_path=""):
+    """The enumerators of the running kernel's enums; ``{}`` for one it does not have.
+
+    From its own BTF, or if there is a path from that file.
+    """
     cdef libbpf.btf *types
     cdef const libbpf.btf_type *enum
     cdef libbpf.small_enumerator *small
@@ -243,7 +246,11 @@ def kernel_enums(names):
     found = {name: {} for name in names}
     if not found:
         return found
-    types = libbpf.btf__load_vmlinux_btf()
+    path = types_path.encode()
+    if types_path:
+        types = libbpf.btf__parse(path, NULL)
+    else:
+        types = libbpf.btf__load_vmlinux_btf()
     if types == NULL:
         raise OSError(errno, "reading the kernel's BTF")
     try:
@@ -285,13 +292,16 @@ cdef class Object:
     cdef libbpf.bpf_object *handle
     cdef Py_buffer image
 
-    def __cinit__(self, image, str name):
+    def __cinit__(self, image, str name, str types_path=""):
+        """``types_path``: a file with the kernel's BTF, for one that does not show its own; serves CO-RE only."""
         cdef libbpf.bpf_object_open_opts opts
-        encoded = name.encode()
+        encoded, path = name.encode(), types_path.encode()
         PyObject_GetBuffer(image, &self.image, PyBUF_SIMPLE)
         memset(&opts, 0, sizeof(opts))
         opts.sz = sizeof(opts)
         opts.object_name = encoded
+        if types_path:
+            opts.btf_custom_path = path
         self.handle = libbpf.bpf_object__open_mem(self.image.buf, <size_t>self.image.len, &opts)
         if self.handle == NULL:
             raise OSError(errno, "opening the object")

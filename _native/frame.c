@@ -99,6 +99,7 @@ struct skep_frame {
 	uint64_t *raw; /* of the row in hand */
 	uint8_t *record_key; /* of the record in hand */
 	uint32_t record_row; /* of the one before, or NONE */
+	uint8_t *element_key; /* of a value's element: the map's key and its index */
 
 	uint64_t now_ns;
 	uint64_t cache_ns;
@@ -770,43 +771,77 @@ static int all_zero(const uint64_t *raw, uint32_t count)
 	return 1;
 }
 
-int skep_frame_apply(struct skep_frame *frame, const uint8_t *keys, const uint8_t *values, uint32_t count,
-		     uint32_t value_stride, uint32_t cpus)
+static inline int apply_row(struct skep_frame *frame, const uint8_t *key, const uint8_t *value, uint32_t slot_stride,
+			    uint32_t cpus)
 {
-	uint32_t slot_stride = cpus > 1 ? value_stride / cpus : value_stride, raws = frame->raws;
+	uint32_t row = expected_row(frame, key), raws = frame->raws;
 
-	for (uint32_t i = 0; i < count; i++) {
-		const uint8_t *key = keys + (size_t)i * frame->config.key_size;
-		const uint8_t *value = values + (size_t)i * value_stride;
-		uint32_t row = expected_row(frame, key);
-
-		if (frame->raws_are_plain && cpus == 1)
-			memcpy(frame->raw, value + (frame->config.ops->bits.offset_bits >> 3), 8);
-		else
-			read_row(frame, value, slot_stride, cpus);
+	if (frame->raws_are_plain && cpus == 1)
+		memcpy(frame->raw, value + (frame->config.ops->bits.offset_bits >> 3), 8);
+	else
+		read_row(frame, value, slot_stride, cpus);
+	if (row == NONE) {
+		uint64_t hash = hash_bytes(key, frame->config.key_size);
+		row = find_row(frame, hash, key);
 		if (row == NONE) {
-			uint64_t hash = hash_bytes(key, frame->config.key_size);
-			row = find_row(frame, hash, key);
-			if (row == NONE) {
-				if (frame->config.skip_zero_rows && all_zero(frame->raw, raws))
-					continue;
-				int failed = row_new(frame, key, hash, &row);
-				if (failed)
-					return failed;
-			}
-		}
-		struct rows *rows = rows_of(frame, row);
-		uint32_t at = place(row);
-		if (row & EXTRA)
-			frame->next_extra = at + 1;
-		else
-			frame->next_direct = at + 1;
-		set_bit(rows->seen, at);
-		if (memcmp(frame->raw, rows->last + (size_t)at * raws, raws * 8u)) {
-			int failed = row_change(frame, row, key);
+			if (frame->config.skip_zero_rows && all_zero(frame->raw, raws))
+				return SKEP_OK;
+			int failed = row_new(frame, key, hash, &row);
 			if (failed)
 				return failed;
 		}
+	}
+	struct rows *rows = rows_of(frame, row);
+	uint32_t at = place(row);
+	if (row & EXTRA)
+		frame->next_extra = at + 1;
+	else
+		frame->next_direct = at + 1;
+	set_bit(rows->seen, at);
+	if (memcmp(frame->raw, rows->last + (size_t)at * raws, raws * 8u))
+		return row_change(frame, row, key);
+	return SKEP_OK;
+}
+
+/* The elements of an array in the value, each under the map's key and its own index. */
+static int apply_elements(struct skep_frame *frame, const uint8_t *key, const uint8_t *value, uint32_t slot_stride,
+			  uint32_t cpus)
+{
+	const struct skep_frame_config *config = &frame->config;
+	size_t map_key_size = config->key_size - sizeof(uint32_t);
+
+	memcpy(frame->element_key, key, map_key_size);
+	for (uint32_t i = 0; i < config->elements; i++) {
+		memcpy(frame->element_key + map_key_size, &i, sizeof(i));
+		int failed = apply_row(frame, frame->element_key, value + (size_t)i * config->element_stride,
+				       slot_stride, cpus);
+		if (failed)
+			return failed;
+	}
+	return SKEP_OK;
+}
+
+int skep_frame_apply(struct skep_frame *frame, const uint8_t *keys, const uint8_t *values, uint32_t count,
+		     uint32_t value_stride, uint32_t cpus)
+{
+	uint32_t slot_stride = cpus > 1 ? value_stride / cpus : value_stride;
+	size_t key_stride = frame->config.key_size;
+
+	if (frame->element_key) {
+		key_stride -= sizeof(uint32_t);
+		for (uint32_t i = 0; i < count; i++) {
+			int failed = apply_elements(frame, keys + i * key_stride, values + (size_t)i * value_stride,
+						    slot_stride, cpus);
+			if (failed)
+				return failed;
+		}
+		return SKEP_OK;
+	}
+	for (uint32_t i = 0; i < count; i++) {
+		int failed = apply_row(frame, keys + i * key_stride, values + (size_t)i * value_stride, slot_stride,
+				       cpus);
+		if (failed)
+			return failed;
 	}
 	return SKEP_OK;
 }
@@ -1263,8 +1298,8 @@ void skep_frame_measure(const struct skep_frame *frame, struct skep_frame_memory
 	memory->total = sizeof(*frame) + frame->series_cap * (sizeof(struct skep_series) + config->cells * 8u + row) +
 			frame->extra.cap * (row + 4) + 16 * (words(frame->direct.cap) + words(frame->extra.cap)) +
 			((uint64_t)frame->by_key.cap + frame->by_text.cap) * 4 + frame->arena_cap + frame->raws * 8u +
-			frame->text.cap + frame->attributes.cap + frame->context.scratch.cap +
-			skep_cache_bytes(frame->context.cache) + config->op_count * sizeof(struct skep_value_op) +
+			frame->text.cap + frame->attributes.cap + skep_label_context_bytes(&frame->context) +
+			config->op_count * sizeof(struct skep_value_op) +
 			config->records.op_count * sizeof(struct skep_record_op) +
 			config->labels.count * sizeof(struct skep_label_rule) + table;
 }
@@ -1287,7 +1322,6 @@ static uint8_t reader_of(const struct skep_value_op *op)
 struct skep_frame *skep_frame_new(const struct skep_frame_config *config)
 {
 	struct skep_frame *frame = calloc(1, sizeof(*frame));
-	int slow = 0;
 
 	if (!frame)
 		return NULL;
@@ -1302,8 +1336,6 @@ struct skep_frame *skep_frame_new(const struct skep_frame_config *config)
 	}
 	for (uint32_t o = 0; o < config->records.op_count; o++)
 		config->records.ops[o].value.read = reader_of(&config->records.ops[o].value);
-	for (uint32_t i = 0; i < config->labels.count; i++)
-		slow |= config->labels.rules[i].decoder == SKEP_SLOW;
 	frame->context.resolve = config->resolve;
 	frame->context.resolve_context = config->resolve_context;
 	frame->free_series = frame->free_extra = frame->overflow = frame->record_row = NONE;
@@ -1312,9 +1344,12 @@ struct skep_frame *skep_frame_new(const struct skep_frame_config *config)
 	frame->raw = calloc(frame->raws + 1, 8);
 	frame->record_key = calloc(config->key_size + 1, 1);
 	/* Empty label sets have text too: a pointer that may be read. */
-	if (!frame->raw || !frame->record_key || skep_buf_reserve(&frame->text, 256) || skep_buf_reserve(&frame->attributes, 256) ||
+	if (config->elements > 1)
+		frame->element_key = calloc(config->key_size, 1);
+	if (!frame->raw || !frame->record_key || (config->elements > 1 && !frame->element_key) ||
+	    skep_buf_reserve(&frame->text, 256) || skep_buf_reserve(&frame->attributes, 256) ||
 	    resize_series(frame, 1) || resize_rows(frame, &frame->extra, 1) || arena_ready(frame, 1) ||
-	    (slow && !(frame->context.cache = skep_cache_new()))) {
+	    (skep_labels_ask(&config->labels) && !(frame->context.cache = skep_cache_new()))) {
 		memset(&frame->config, 0, sizeof(frame->config));
 		skep_frame_free(frame);
 		return NULL;
@@ -1354,11 +1389,9 @@ void skep_frame_free(struct skep_frame *frame)
 	free(frame->config.records.mask);
 	skep_buf_free(&frame->text);
 	skep_buf_free(&frame->attributes);
-	skep_buf_free(&frame->context.scratch);
-	skep_cache_free(frame->context.cache);
+	free(frame->element_key);
+	skep_label_context_free(&frame->context);
 	free(frame->config.ops);
-	free(frame->config.labels.rules);
-	free(frame->config.labels.table);
-	free(frame->config.labels.pool);
+	skep_labels_free(&frame->config.labels);
 	free(frame);
 }

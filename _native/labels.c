@@ -2,10 +2,44 @@
 
 #include "labels.h"
 
+#include "hash.h"
+
 #include <math.h>
 #include <stdio.h>
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "rules are read as little-endian BPF writes them");
+
+void skep_labels_free(struct skep_labels *labels)
+{
+	free(labels->rules);
+	free(labels->table);
+	free(labels->conditions);
+	free(labels->pool);
+}
+
+int skep_labels_ask(const struct skep_labels *labels)
+{
+	for (uint32_t i = 0; i < labels->count; i++)
+		if (labels->rules[i].decoder == SKEP_SLOW || labels->rules[i].flags & SKEP_RULE_STEPS)
+			return 1;
+	return 0;
+}
+
+void skep_label_context_free(struct skep_label_context *context)
+{
+	skep_buf_free(&context->scratch);
+	skep_buf_free(&context->answer);
+	skep_buf_free(&context->list);
+	skep_buf_free(&context->elements);
+	skep_cache_free(context->cache);
+	context->cache = NULL;
+}
+
+size_t skep_label_context_bytes(const struct skep_label_context *context)
+{
+	return context->scratch.cap + context->answer.cap + context->list.cap + context->elements.cap +
+	       skep_cache_bytes(context->cache);
+}
 
 /* ---- numbers as text ---- */
 
@@ -225,6 +259,51 @@ static size_t ipv6_text(const uint8_t *address, char *out)
 	return len;
 }
 
+static size_t mac_text(const uint8_t *address, char *out)
+{
+	for (int i = 0; i < 6; i++) {
+		out[3 * i] = HEX[address[i] >> 4];
+		out[3 * i + 1] = HEX[address[i] & 15];
+		out[3 * i + 2] = ':';
+	}
+	return 17;
+}
+
+/* RFC 1035, 3.1 and 5.1: labels with their lengths before them; as text joined by dots, what is no letter, digit,
+ * '-' or '_' escaped. Case means nothing, so there is none. Ends where the bytes do, or at what is no label. */
+static int put_dns_name(struct skep_buf *out, const uint8_t *in, size_t len)
+{
+	size_t at = 0, start = out->len;
+
+	while (at < len && in[at] && in[at] <= 63 && at + 1 + in[at] <= len) {
+		size_t end = at + 1 + in[at];
+		if (skep_buf_reserve(out, 4 * (size_t)in[at] + 1))
+			return -1;
+		if (out->len > start)
+			out->data[out->len++] = '.';
+		for (at++; at < end; at++) {
+			uint8_t byte = in[at];
+			if (byte >= 'A' && byte <= 'Z')
+				byte |= 0x20;
+			if ((byte >= 'a' && byte <= 'z') || (byte >= '0' && byte <= '9') || byte == '-' || byte == '_') {
+				out->data[out->len++] = byte;
+				continue;
+			}
+			out->data[out->len++] = '\\';
+			if (byte > ' ' && byte < 0x7f) {
+				out->data[out->len++] = byte;
+				continue;
+			}
+			out->data[out->len++] = (uint8_t)('0' + byte / 100);
+			out->data[out->len++] = (uint8_t)('0' + byte / 10 % 10);
+			out->data[out->len++] = (uint8_t)('0' + byte % 10);
+		}
+	}
+	if (out->len == start && len && !in[0])
+		return skep_buf_byte(out, '.'); /* the root */
+	return 0;
+}
+
 /* ---- text ---- */
 
 /*
@@ -338,8 +417,9 @@ static int put_prefix(struct skep_buf *out, const uint8_t *key, const uint8_t *b
 enum { CACHE_SETS = 512, CACHE_WAYS = 4 };
 
 struct cache_entry {
-	uint64_t value;
-	uint8_t *text; /* NULL: free, or no text if `taken` */
+	uint64_t value; /* or the hash of the text that was asked for */
+	uint8_t *text;  /* what was asked for, if it was text, then the answer; NULL if both are empty */
+	uint32_t asked_len;
 	uint32_t len;
 	uint32_t used; /* clock of the last hit */
 	uint16_t resolver;
@@ -378,46 +458,57 @@ size_t skep_cache_bytes(const struct skep_cache *cache)
 	return cache ? sizeof(*cache) + cache->text_bytes : 0;
 }
 
-static int resolve(struct skep_label_context *context, uint16_t resolver, uint64_t value, struct skep_value *out)
+/* `asked` is NULL for a number. */
+static int resolve(struct skep_label_context *context, uint16_t resolver, uint64_t value, const uint8_t *asked,
+		   size_t asked_len, struct skep_value *out)
 {
 	struct skep_cache *cache = context->cache;
+
+	if (asked)
+		value = skep_hash(0, asked, asked_len);
 	uint64_t hash = (value ^ ((uint64_t)resolver << 48)) * 0x9e3779b97f4a7c15u;
 	struct cache_entry *set = cache->entries[hash >> 55], *oldest = set;
 
 	cache->clock++;
 	for (int way = 0; way < CACHE_WAYS; way++) {
 		struct cache_entry *entry = &set[way];
-		if (entry->taken && entry->value == value && entry->resolver == resolver) {
+		if (entry->taken && entry->value == value && entry->resolver == resolver &&
+		    (!asked || (entry->asked_len == asked_len && !memcmp(entry->text, asked, asked_len)))) {
 			entry->used = cache->clock;
-			out->text = entry->text;
+			out->text = entry->text + entry->asked_len;
 			out->len = entry->len;
 			return 0;
 		}
 		if (!entry->taken || (oldest->taken && entry->used < oldest->used))
 			oldest = entry;
 	}
-	int failed = context->resolve(context->resolve_context, resolver, value, &context->scratch);
+	context->answer.len = 0;
+	int failed = context->resolve(context->resolve_context, resolver, value, asked, asked_len, &context->answer);
 	if (failed)
 		return failed;
-	out->text = context->scratch.data;
-	out->len = context->scratch.len;
+	out->text = context->answer.data;
+	out->len = context->answer.len;
 	uint8_t *text = NULL;
-	if (out->len) {
-		text = malloc(out->len);
+	if (asked_len + out->len) {
+		text = malloc(asked_len + out->len);
 		if (!text)
 			return 0; /* works without being remembered */
-		memcpy(text, out->text, out->len);
+		if (asked_len)
+			memcpy(text, asked, asked_len);
+		if (out->len)
+			memcpy(text + asked_len, out->text, out->len);
 	}
 	if (oldest->taken)
-		cache->text_bytes -= oldest->len;
+		cache->text_bytes -= oldest->asked_len + oldest->len;
 	free(oldest->text);
 	*oldest = (struct cache_entry){.value = value,
 				       .text = text,
+				       .asked_len = (uint32_t)asked_len,
 				       .len = (uint32_t)out->len,
 				       .used = cache->clock,
 				       .resolver = resolver,
 				       .taken = 1};
-	cache->text_bytes += out->len;
+	cache->text_bytes += asked_len + out->len;
 	return 0;
 }
 
@@ -443,10 +534,47 @@ static int table_text(const struct skep_labels *labels, const struct skep_label_
 	return 1;
 }
 
-int skep_label_value(const struct skep_labels *labels, const struct skep_label_rule *rule, const uint8_t *data,
-		     struct skep_label_context *context, struct skep_value *value)
+static unsigned __int128 read_wide(const uint8_t *data, uint32_t offset_bits, uint32_t size_bits)
 {
-	const uint8_t *bytes = data + (rule->offset_bits >> 3);
+	if (size_bits <= 64)
+		return skep_read_bits(data, offset_bits, size_bits);
+	return skep_read_bits(data, offset_bits, 64) |
+	       (unsigned __int128)skep_read_bits(data, offset_bits + 64, size_bits - 64) << 64;
+}
+
+/* Names of the bits that are set: of all of them together if they have one, else one by one. */
+static int put_flags(const struct skep_labels *labels, const struct skep_label_rule *rule, uint64_t number,
+		     struct skep_buf *out, struct skep_value *value)
+{
+	char room[40];
+	uint64_t rest = number;
+
+	if (table_text(labels, rule, number, value))
+		return 0;
+	for (uint32_t i = 0; i < rule->table_count && rest; i++) {
+		const struct skep_table_entry *entry = &labels->table[rule->table_first + i];
+		if (!entry->value || entry->value & (entry->value - 1) || !(rest & entry->value))
+			continue;
+		rest &= ~entry->value;
+		if ((out->len && skep_buf_byte(out, '|')) ||
+		    skep_buf_put(out, labels->pool + entry->text.offset, entry->text.len))
+			return -1;
+	}
+	if (rest || !number) {
+		size_t len = number ? hex_128(rest, room) : decimal(0, room);
+		if ((out->len && skep_buf_byte(out, '|')) || skep_buf_put(out, room, len))
+			return -1;
+	}
+	value->text = out->data;
+	value->len = out->len;
+	return 0;
+}
+
+/* The value of one element, before any steps. */
+static int decode(const struct skep_labels *labels, const struct skep_label_rule *rule, uint32_t offset_bits,
+		  const uint8_t *data, struct skep_label_context *context, struct skep_value *value)
+{
+	const uint8_t *bytes = data + (offset_bits >> 3);
 	size_t size = rule->size_bits >> 3;
 	int is_signed = rule->flags & SKEP_RULE_SIGNED;
 	char room[80];
@@ -459,7 +587,7 @@ int skep_label_value(const struct skep_labels *labels, const struct skep_label_r
 	value->len = 0;
 	context->scratch.len = 0;
 	if (rule->size_bits <= 64) {
-		number = skep_read_bits(data, rule->offset_bits, rule->size_bits);
+		number = skep_read_bits(data, offset_bits, rule->size_bits);
 		if (is_signed)
 			number = skep_sign_extend(number, rule->size_bits);
 	}
@@ -467,9 +595,8 @@ int skep_label_value(const struct skep_labels *labels, const struct skep_label_r
 	case SKEP_UINT:
 	case SKEP_INT:
 		if (rule->size_bits > 64) {
-			unsigned __int128 wide = 0;
-			memcpy(&wide, bytes, size);
-			if (is_signed && size < 16 && (bytes[size - 1] & 0x80))
+			unsigned __int128 wide = read_wide(data, offset_bits, rule->size_bits);
+			if (is_signed && rule->size_bits < 128 && wide >> (rule->size_bits - 1))
 				wide |= ~(unsigned __int128)0 << rule->size_bits;
 			len = decimal_128(wide, is_signed, room);
 			break;
@@ -492,15 +619,9 @@ int skep_label_value(const struct skep_labels *labels, const struct skep_label_r
 	case SKEP_FLOAT:
 		len = float_text(bytes, rule->size_bits, room, sizeof(room));
 		break;
-	case SKEP_HEX: {
-		unsigned __int128 wide = 0;
-		if (rule->size_bits > 64)
-			memcpy(&wide, bytes, size);
-		else
-			wide = skep_read_bits(data, rule->offset_bits, rule->size_bits);
-		len = hex_128(wide, room);
+	case SKEP_HEX:
+		len = hex_128(read_wide(data, offset_bits, rule->size_bits), room);
 		break;
-	}
 	case SKEP_STRING: {
 		const uint8_t *nul = memchr(bytes, 0, size);
 		if (put_clean(&context->scratch, bytes, nul ? (size_t)(nul - bytes) : size))
@@ -555,12 +676,85 @@ int skep_label_value(const struct skep_labels *labels, const struct skep_label_r
 			if (rule->table_count)
 				number |= skep_read_bits(data, rule->table_first, rule->table_count) << 32;
 		}
-		return resolve(context, rule->resolver, number, value);
+		return resolve(context, rule->resolver, number, NULL, 0, value);
+	case SKEP_FLAGS:
+		if (rule->size_bits < 64)
+			number &= (1ull << rule->size_bits) - 1;
+		return put_flags(labels, rule, number, &context->scratch, value);
+	case SKEP_MAC:
+		len = mac_text(bytes, room);
+		break;
+	case SKEP_DNS:
+		if (put_dns_name(&context->scratch, bytes, size))
+			return -1;
+		break;
 	}
 	if (len && skep_buf_put(&context->scratch, room, len))
 		return -1;
 	value->text = context->scratch.data;
 	value->len = context->scratch.len;
+	return 0;
+}
+
+/* The value of one element, after its steps. */
+static int one_value(const struct skep_labels *labels, const struct skep_label_rule *rule, uint32_t offset_bits,
+		     const uint8_t *data, struct skep_label_context *context, struct skep_value *value)
+{
+	int failed = decode(labels, rule, offset_bits, data, context, value);
+
+	if (failed || !(rule->flags & SKEP_RULE_STEPS) || !value->len)
+		return failed;
+	if (value->text == context->answer.data) { /* which the steps' answer is about to overwrite */
+		if (skep_buf_put(&context->scratch, value->text, value->len))
+			return -1;
+		value->text = context->scratch.data;
+	}
+	value->kind = SKEP_VALUE_TEXT;
+	return resolve(context, rule->step, 0, value->text, value->len, value);
+}
+
+static int is_met(const struct skep_labels *labels, const struct skep_condition *condition, const uint8_t *data)
+{
+	uint64_t number = skep_read_bits(data, condition->offset_bits, condition->size_bits);
+
+	for (uint32_t i = 0; i < condition->table_count; i++)
+		if (labels->table[condition->table_first + i].value == number)
+			return !condition->negated;
+	return (int)condition->negated;
+}
+
+int skep_label_value(const struct skep_labels *labels, const struct skep_label_rule *rule, const uint8_t *data,
+		     struct skep_label_context *context, struct skep_value *value)
+{
+	value->elements = NULL;
+	value->count = 0;
+	for (uint32_t i = 0; i < rule->condition_count; i++) {
+		if (is_met(labels, &labels->conditions[rule->condition_first + i], data))
+			continue;
+		value->kind = SKEP_VALUE_TEXT;
+		value->text = NULL;
+		value->len = 0;
+		return 0;
+	}
+	if (rule->count <= 1)
+		return one_value(labels, rule, rule->offset_bits, data, context, value);
+	context->list.len = context->elements.len = 0;
+	for (uint32_t i = 0; i < rule->count; i++) {
+		int failed = one_value(labels, rule, rule->offset_bits + i * rule->size_bits, data, context, value);
+		if (failed)
+			return failed;
+		if (i && skep_buf_byte(&context->list, ','))
+			return -1;
+		struct skep_element element = {value->kind, value->number, context->list.len, value->len};
+		if (skep_buf_put(&context->list, value->text, value->len) ||
+		    skep_buf_put(&context->elements, &element, sizeof(element)))
+			return -1;
+	}
+	value->kind = SKEP_VALUE_LIST;
+	value->text = context->list.data;
+	value->len = context->list.len;
+	value->elements = (const struct skep_element *)(const void *)context->elements.data;
+	value->count = rule->count;
 	return 0;
 }
 
@@ -589,17 +783,49 @@ int skep_write_prometheus(const struct skep_labels *labels, const struct skep_la
 }
 
 /* opentelemetry/proto/common/v1/common.proto: KeyValue {key = 1, AnyValue value = 2},
- * AnyValue {string_value = 1, bool_value = 2, int_value = 3}. */
+ * AnyValue {string_value = 1, bool_value = 2, int_value = 3, array_value = 5}, ArrayValue {values = 1}. */
+static size_t any_len(enum skep_value_kind kind, int64_t number, size_t len)
+{
+	if (kind == SKEP_VALUE_INT)
+		return 1 + skep_varint_len((uint64_t)number);
+	if (kind == SKEP_VALUE_BOOL)
+		return 2;
+	return 1 + skep_varint_len(len) + len;
+}
+
+static uint8_t *any_write(uint8_t *at, enum skep_value_kind kind, int64_t number, const uint8_t *text, size_t len)
+{
+	if (kind == SKEP_VALUE_INT) {
+		*at++ = 0x18;
+		return skep_varint_write(at, (uint64_t)number);
+	}
+	if (kind == SKEP_VALUE_BOOL) {
+		*at++ = 0x10;
+		*at++ = number != 0;
+		return at;
+	}
+	*at++ = 0x0a;
+	at = skep_varint_write(at, len);
+	if (len)
+		memcpy(at, text, len);
+	return at + len;
+}
+
 int skep_write_otlp(const struct skep_labels *labels, const struct skep_label_rule *rule,
 		    const struct skep_value *value, uint8_t tag, struct skep_buf *out)
 {
-	size_t any_len = 2;
+	size_t value_len, array_len = 0;
 
-	if (value->kind == SKEP_VALUE_TEXT)
-		any_len = 1 + skep_varint_len(value->len) + value->len;
-	else if (value->kind == SKEP_VALUE_INT)
-		any_len = 1 + skep_varint_len((uint64_t)value->number);
-	size_t pair_len = rule->otlp.len + 1 + skep_varint_len(any_len) + any_len;
+	for (size_t i = 0; i < value->count; i++) {
+		const struct skep_element *element = &value->elements[i];
+		size_t len = any_len(element->kind, element->number, element->len);
+		array_len += 1 + skep_varint_len(len) + len;
+	}
+	if (value->kind == SKEP_VALUE_LIST)
+		value_len = 1 + skep_varint_len(array_len) + array_len;
+	else
+		value_len = any_len(value->kind, value->number, value->len);
+	size_t pair_len = rule->otlp.len + 1 + skep_varint_len(value_len) + value_len;
 	if (skep_buf_reserve(out, pair_len + 12))
 		return -1;
 	uint8_t *at = out->data + out->len;
@@ -608,41 +834,35 @@ int skep_write_otlp(const struct skep_labels *labels, const struct skep_label_ru
 	memcpy(at, labels->pool + rule->otlp.offset, rule->otlp.len);
 	at += rule->otlp.len;
 	*at++ = 0x12;
-	at = skep_varint_write(at, any_len);
-	if (value->kind == SKEP_VALUE_TEXT) {
-		*at++ = 0x0a;
-		at = skep_varint_write(at, value->len);
-		memcpy(at, value->text, value->len);
-		at += value->len;
-	} else if (value->kind == SKEP_VALUE_BOOL) {
-		*at++ = 0x10;
-		*at++ = value->number != 0;
+	at = skep_varint_write(at, value_len);
+	if (value->kind == SKEP_VALUE_LIST) {
+		*at++ = 0x2a;
+		at = skep_varint_write(at, array_len);
+		for (size_t i = 0; i < value->count; i++) {
+			const struct skep_element *element = &value->elements[i];
+			*at++ = 0x0a;
+			at = skep_varint_write(at, any_len(element->kind, element->number, element->len));
+			at = any_write(at, element->kind, element->number, value->text + element->offset, element->len);
+		}
 	} else {
-		*at++ = 0x18;
-		at = skep_varint_write(at, (uint64_t)value->number);
+		at = any_write(at, value->kind, value->number, value->text, value->len);
 	}
 	out->len = (size_t)(at - out->data);
 	return 0;
 }
 
 /* RFC 8259; the short escapes where there are some, U+007F and above as they are. */
-int skep_write_json(const struct skep_labels *labels, const struct skep_label_rule *rule,
-		    const struct skep_value *value, struct skep_buf *out)
+static uint8_t *json_value(uint8_t *at, enum skep_value_kind kind, const uint8_t *text, size_t len)
 {
-	if (skep_buf_reserve(out, rule->json.len + 6 * value->len + 2))
-		return -1;
-	memcpy(out->data + out->len, labels->pool + rule->json.offset, rule->json.len);
-	out->len += rule->json.len;
-	if (value->kind != SKEP_VALUE_TEXT) {
-		memcpy(out->data + out->len, value->text, value->len);
-		out->len += value->len;
-		return 0;
+	static const char SHORT[32] = {['\b'] = 'b', ['\t'] = 't', ['\n'] = 'n', ['\f'] = 'f', ['\r'] = 'r'};
+
+	if (kind != SKEP_VALUE_TEXT) {
+		memcpy(at, text, len);
+		return at + len;
 	}
-	uint8_t *at = out->data + out->len;
 	*at++ = '"';
-	for (size_t i = 0; i < value->len; i++) {
-		static const char SHORT[32] = {['\b'] = 'b', ['\t'] = 't', ['\n'] = 'n', ['\f'] = 'f', ['\r'] = 'r'};
-		uint8_t byte = value->text[i];
+	for (size_t i = 0; i < len; i++) {
+		uint8_t byte = text[i];
 		if (byte == '"' || byte == '\\') {
 			*at++ = '\\';
 			*at++ = byte;
@@ -659,6 +879,29 @@ int skep_write_json(const struct skep_labels *labels, const struct skep_label_ru
 		}
 	}
 	*at++ = '"';
+	return at;
+}
+
+int skep_write_json(const struct skep_labels *labels, const struct skep_label_rule *rule,
+		    const struct skep_value *value, struct skep_buf *out)
+{
+	if (skep_buf_reserve(out, rule->json.len + 6 * value->len + 3 * value->count + 2))
+		return -1;
+	uint8_t *at = out->data + out->len;
+	memcpy(at, labels->pool + rule->json.offset, rule->json.len);
+	at += rule->json.len;
+	if (value->kind == SKEP_VALUE_LIST) {
+		*at++ = '[';
+		for (size_t i = 0; i < value->count; i++) {
+			const struct skep_element *element = &value->elements[i];
+			if (i)
+				*at++ = ',';
+			at = json_value(at, element->kind, value->text + element->offset, element->len);
+		}
+		*at++ = ']';
+	} else {
+		at = json_value(at, value->kind, value->text, value->len);
+	}
 	out->len = (size_t)(at - out->data);
 	return 0;
 }

@@ -51,6 +51,7 @@ cdef extern from "<bpf/libbpf.h>" nogil:
     struct bpf_object_open_opts:
         size_t sz
         const char *object_name
+        const char *btf_custom_path
     struct bpf_kprobe_opts:
         size_t sz
         size_t offset
@@ -142,6 +143,7 @@ cdef extern from "<bpf/btf.h>" nogil:
     struct btf:
         pass
     btf *btf__load_vmlinux_btf()
+    btf *btf__parse(const char *path, void *ext)
     void btf__free(btf *types)
     int32_t btf__find_by_name_kind(const btf *types, const char *name, uint32_t kind)
     const btf_type *btf__type_by_id(const btf *types, uint32_t id)

@@ -20,6 +20,10 @@ struct skep_stream {
 	uint64_t filled_ns;
 	uint64_t cache_ns;
 	uint64_t place; /* of the next good record among the sample_one_in of which the first is let through */
+	uint32_t value_chars;
+	uint32_t attributes_limit;
+	uint32_t attributes; /* of the record in hand */
+	uint32_t left_out;   /* beyond the limit */
 };
 
 /* A bucket that holds one second's worth; a clock that steps back refills nothing. */
@@ -52,28 +56,69 @@ static uint8_t *write_fixed64(uint8_t *at, uint8_t tag, uint64_t value)
 }
 
 /* opentelemetry/proto/logs/v1/logs.proto: ScopeLogs {log_records = 2}, LogRecord {time_unix_nano = 1,
- * severity_number = 2, attributes = 6, observed_time_unix_nano = 11, event_name = 12}. */
+ * severity_number = 2, attributes = 6, dropped_attributes_count = 7, observed_time_unix_nano = 11, event_name = 12}. */
 static int open_otlp(struct skep_stream *stream, uint64_t time_ns)
 {
 	const struct skep_stream_config *config = &stream->config;
 	uint8_t time[9];
 
 	stream->record.len = 0;
+	stream->attributes = stream->left_out = 0;
 	write_fixed64(time, 0x09, time_ns);
 	if (skep_buf_put(&stream->record, time, sizeof(time)))
 		return -1;
 	return skep_buf_put(&stream->record, config->labels.pool + config->severity.offset, config->severity.len);
 }
 
+/* Whether there is room for one more attribute; counts it either way. */
+static int is_room(struct skep_stream *stream)
+{
+	if (stream->attributes == stream->attributes_limit) {
+		stream->left_out++;
+		return 0;
+	}
+	stream->attributes++;
+	return 1;
+}
+
+/* Bytes of the first characters of a valid UTF-8 text. */
+static size_t prefix_len(const uint8_t *text, size_t len, uint32_t chars)
+{
+	if (len <= chars)
+		return len;
+	for (size_t i = 0; i < len; i++)
+		if ((text[i] & 0xc0) != 0x80 && chars-- == 0)
+			return i;
+	return len;
+}
+
+static int put_otlp(struct skep_stream *stream, const struct skep_label_rule *rule, const struct skep_value *value)
+{
+	struct skep_value shown = *value;
+
+	if (!is_room(stream))
+		return 0;
+	if (shown.kind == SKEP_VALUE_TEXT)
+		shown.len = prefix_len(shown.text, shown.len, stream->value_chars);
+	return skep_write_otlp(&stream->config.labels, rule, &shown, 0x32, &stream->record);
+}
+
 static int close_otlp(struct skep_stream *stream, uint64_t now_ns, struct skep_buf *out)
 {
 	const struct skep_stream_config *config = &stream->config;
 	struct skep_buf *record = &stream->record;
-	uint8_t observed[9], head[11];
+	uint8_t observed[9], head[11], left_out[11];
+	size_t left_out_len = 0;
+
+	if (stream->left_out) {
+		left_out[0] = 0x38;
+		left_out_len = (size_t)(skep_varint_write(left_out + 1, stream->left_out) - left_out);
+	}
 
 	write_fixed64(observed, 0x59, now_ns);
 	if (skep_buf_put(record, config->labels.pool + config->labels.constant_otlp.offset,
 			 config->labels.constant_otlp.len) ||
+	    skep_buf_put(record, left_out, left_out_len) ||
 	    skep_buf_put(record, observed, sizeof(observed)) ||
 	    skep_buf_put(record, config->labels.pool + config->event_name.offset, config->event_name.len))
 		return -1;
@@ -204,7 +249,7 @@ static int decode_tail(struct skep_stream *stream, const uint8_t *data, uint32_t
 	if (!count)
 		return 0;
 	if (rule.decoder == SKEP_UINT || rule.decoder == SKEP_INT) {
-		if (otlp && write_array_otlp(stream, data, count))
+		if (otlp && is_room(stream) && write_array_otlp(stream, data, count))
 			return -1;
 		if (json && ((*some && skep_buf_byte(json, ',')) || write_array_json(stream, data, count, json)))
 			return -1;
@@ -215,7 +260,7 @@ static int decode_tail(struct skep_stream *stream, const uint8_t *data, uint32_t
 	int failed = skep_label_value(&config->labels, &rule, data, &stream->context, &value);
 	if (failed || !value.len)
 		return failed;
-	if (otlp && skep_write_otlp(&config->labels, &rule, &value, 0x32, &stream->record))
+	if (otlp && put_otlp(stream, &rule, &value))
 		return -1;
 	if (json && ((*some && skep_buf_byte(json, ',')) || skep_write_json(&config->labels, &rule, &value, json)))
 		return -1;
@@ -246,7 +291,7 @@ static int decode(struct skep_stream *stream, const uint8_t *data, uint32_t leng
 			return failed;
 		if (!value.len)
 			continue;
-		if (otlp && skep_write_otlp(&config->labels, rule, &value, 0x32, &stream->record))
+		if (otlp && put_otlp(stream, rule, &value))
 			return -1;
 		if (json && ((some && skep_buf_byte(json, ',')) || skep_write_json(&config->labels, rule, &value, json)))
 			return -1;
@@ -316,17 +361,15 @@ int skep_stream_decode(struct skep_stream *stream, const uint8_t *records, size_
 struct skep_stream *skep_stream_new(const struct skep_stream_config *config)
 {
 	struct skep_stream *stream = calloc(1, sizeof(*stream));
-	int slow = 0;
 
 	if (!stream)
 		return NULL;
-	for (uint32_t i = 0; i < config->labels.count; i++)
-		slow |= config->labels.rules[i].decoder == SKEP_SLOW;
-	if (slow && !(stream->context.cache = skep_cache_new())) {
+	if (skep_labels_ask(&config->labels) && !(stream->context.cache = skep_cache_new())) {
 		free(stream);
 		return NULL;
 	}
 	stream->config = *config;
+	skep_stream_limit(stream, UINT32_MAX, UINT32_MAX);
 	if (stream->config.events_per_s > MOST_PER_S)
 		stream->config.events_per_s = MOST_PER_S;
 	if (!stream->config.sample_one_in)
@@ -337,16 +380,19 @@ struct skep_stream *skep_stream_new(const struct skep_stream_config *config)
 	return stream;
 }
 
+void skep_stream_limit(struct skep_stream *stream, uint32_t value_chars, uint32_t attributes)
+{
+	stream->value_chars = value_chars;
+	stream->attributes_limit = attributes;
+}
+
 void skep_stream_free(struct skep_stream *stream)
 {
 	if (!stream)
 		return;
 	skep_buf_free(&stream->record);
 	skep_buf_free(&stream->values);
-	skep_buf_free(&stream->context.scratch);
-	skep_cache_free(stream->context.cache);
-	free(stream->config.labels.rules);
-	free(stream->config.labels.table);
-	free(stream->config.labels.pool);
+	skep_label_context_free(&stream->context);
+	skep_labels_free(&stream->config.labels);
 	free(stream);
 }

@@ -112,6 +112,16 @@
 /* On a stack id of bpf_get_stackid(): the label, kstack or ustack, and the map of type STACK_TRACE. A user stack is
  * named with the help of a member tgid or pid beside it. */
 #define SKEP_STACK(name, decoder, map) SKEP_TAG("label=" name ":" decoder) SKEP_TAG("stack=" map)
+
+/* On a union: which member says what it holds; on its members: for which values
+ * of that one they do, numbers or enumerators, "*" for all others. */
+#define SKEP_UNION(member) SKEP_TAG("union=" member)
+#define SKEP_CASE(values) SKEP_TAG("case=" values)
+
+/* On an array in a value, each of whose elements is a series: the label that
+ * tells them apart, "index" if nothing is said, and how it is shown: "cpu",
+ * "op:enum(io_operation)". */
+#define SKEP_INDEX(label) SKEP_TAG("index=" label)
 #define SKEP_TIME SKEP_TAG("time=true") /* of a record: its bpf_ktime_get_ns() */
 
 /* ---- Types whose name says how they are shown --------------------------------
@@ -127,9 +137,14 @@ typedef __s32 errno_code;	/* 5 and -5 are EIO */
 typedef __u32 syscall_nr;	/* of this machine's own table: 0 is read on x86-64 */
 typedef __u32 signal_nr;	/* 15 is SIGTERM */
 typedef __u32 uid_nr;
+typedef __u32 gid_nr;
 typedef __u32 dev_nr;		/* kernel dev_t, major << 20 | minor: shown as sda */
 typedef __u32 ifindex_nr;	/* shown as eth0 */
 typedef __u64 ksym_addr;	/* shown as the kernel symbol that holds it */
+typedef __u8 mac_address[6];	/* 52:54:00:12:34:56 */
+typedef __u8 dns_name[256];	/* as in a packet: a length before each part */
+typedef __u8 ip_protocol;	/* 6 is tcp */
+typedef __u16 sock_family;	/* 10 is inet6 */
 
 /* ---- Counting ---------------------------------------------------------------*/
 

@@ -39,6 +39,9 @@ struct skep_stream_counts {
 
 struct skep_stream;
 
+/* Of what the program says, in OTLP only: characters of a text, attributes of a record. UINT32_MAX is no limit. */
+void skep_stream_limit(struct skep_stream *stream, uint32_t value_chars, uint32_t attributes);
+
 struct skep_stream *skep_stream_new(const struct skep_stream_config *config);
 void skep_stream_free(struct skep_stream *stream);
 

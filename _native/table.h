@@ -66,8 +66,10 @@ struct skep_record_config {
 };
 
 struct skep_frame_config {
-	uint32_t key_size;
+	uint32_t key_size; /* of the map's key, and behind it the index of an element if there are several */
 	uint32_t value_size;
+	uint32_t elements; /* of an array in the value, each a row of its own; else 1 */
+	uint32_t element_stride;
 	uint32_t cells; /* of one series */
 	uint32_t instruments;
 	struct skep_value_op *ops; /* taken over, malloc()ed; so are the members of labels */

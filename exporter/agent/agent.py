@@ -77,6 +77,7 @@ _BRING_UP_LIMIT_S = 900.0
 _READY_PATIENCE_S = 60.0
 """Ready is told when every image was tried once, or after this: an image that comes late is no reason not to start."""
 _EXTENSION_S = 30.0
+_RELOAD_PATIENCE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,7 @@ class Options:
         web_config: File that says who may ask; None for everybody, in the clear.
         systemd_socket: Serve on what systemd passed instead of on the addresses.
         status_socket: Where ``skep status`` asks; None for nowhere.
+        lifecycle: Whether the configuration may be read again over HTTP.
         exporter_metrics: Whether metrics of this process and its scrapes are among them.
     """
 
@@ -99,6 +101,7 @@ class Options:
     systemd_socket: bool = False
     status_socket: Path | None = None
     exporter_metrics: bool = True
+    lifecycle: bool = False
 
 
 class Agent:
@@ -119,6 +122,7 @@ class Agent:
         self._watch = Watch(source) if source is not None else None
         self._reload = ReloadState()
         self._reload_asked = False
+        self._reloads: list[threading.Event] = []
         self._stop = threading.Event()
         self._wake = threading.Event()
         self._due = threading.Condition()
@@ -169,6 +173,7 @@ class Agent:
                 expositions=tuple(Exposition),
                 web_config=self._on_web_config,
                 refused=self._on_refused,
+                reload=self._answer_reload if options.lifecycle else None,
             ),
             telemetry_path=options.telemetry_path,
             max_requests=options.max_requests,
@@ -213,7 +218,12 @@ class Agent:
     def _turn(self) -> None:
         if self._reload_asked or (self._watch is not None and self._watch.changed()):
             asked, self._reload_asked = self._reload_asked, False
-            self.reload("SIGHUP" if asked else "its content changed")
+            waiting = [self._reloads.pop(0) for _ in range(len(self._reloads))]
+            try:
+                self.reload("/-/reload" if waiting else "SIGHUP" if asked else "its content changed")
+            finally:
+                for done in waiting:
+                    done.set()
         self._follow_cpus()
         self._rates.sample(self._ledger.counts())
         self._tell()
@@ -624,6 +634,16 @@ class Agent:
         count = self._repeats.count(("refused", reason), reason)
         if count:
             log.warn("a client could not connect", client=client, reason=reason, count=count)
+
+    def _answer_reload(self) -> tuple[bool, str]:
+        """Have the main thread read the configuration again, and say how that went."""
+        done = threading.Event()
+        self._reloads.append(done)
+        self._reload_asked = True
+        self._wake.set()
+        if not done.wait(_RELOAD_PATIENCE_S):
+            return False, "the configuration is being read again; see the log for how that ends"
+        return self._reload.successful, self._reload.error or "configuration reloaded"
 
     def _answer_ready(self) -> tuple[bool, str]:
         waiting = [image.name for image in self.images if image.config.required and image.program is None]

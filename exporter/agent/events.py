@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from exporter.collect import AttributeLimits
 from exporter.errors import SkepError
 from exporter.model import Scope
 
@@ -228,6 +229,7 @@ class Stream(Protocol):
 
     @property
     def ring(self) -> Any: ...  # noqa: ANN401 - a kernel.Map, which only kernel.RingReader looks into
+    def limit(self, limits: AttributeLimits) -> None: ...
     def decode(self, records: bytes, *, otlp: bool, json: bool) -> Batch: ...
 
 
@@ -255,21 +257,28 @@ class EventReader:
         self._ledger = ledger
         self._queue = queue
         self._lines: LineAccount | None = None
+        self._limits = AttributeLimits()
         self._rings = rings
         self._turn = threading.Lock()
         self._streams: dict[int, Stream] = {}
         self._repeats = log.Repeats()
         self.beat_s = time.monotonic()
 
-    def route(self, queue: ParcelQueue | None, lines: LineAccount | None) -> None:
-        """Send what is read from here on to these."""
+    def route(
+        self, queue: ParcelQueue | None, lines: LineAccount | None, limits: AttributeLimits | None = None
+    ) -> None:
+        """Send what is read from here on to these, within these limits."""
         with self._turn:
             self._queue, self._lines = queue, lines
+            self._limits = limits or AttributeLimits()
+            for stream in self._streams.values():
+                stream.limit(self._limits)
 
     def add(self, stream: Stream) -> None:
         """Read this one too; raises ``KernelError`` if its ring cannot be read."""
         self._ledger.open(stream.image, stream.name)
         with self._turn:
+            stream.limit(self._limits)
             self._streams[self._rings.add(stream.ring)] = stream
 
     def remove(self, stream: Stream) -> None:

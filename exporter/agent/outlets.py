@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from exporter.collect import AttributeLimits
 from exporter.config import AgentConfig, JsonEventsConfig, OtlpConfig
 from exporter.export.account import Account
 from exporter.model import Resource, Scope
@@ -140,7 +141,12 @@ class Outlets:
         logs = (made.otlp or self._otlp).logs
         writer = (made.lines or self._lines).writer
         # From here on records go the new ways; those on the old ones are finished or handed on.
-        self._reader.route(self._queue if logs is not None else None, self._account if writer is not None else None)
+        config = (made.otlp or self._otlp).config
+        self._reader.route(
+            self._queue if logs is not None else None,
+            self._account if writer is not None else None,
+            AttributeLimits(config.logs_value_length_limit, config.logs_attribute_limit),
+        )
         if made.otlp is not None:
             self._end(["metrics", "logs"], self._otlp.config.timeout_s + deadline_s)
             self._retire_otlp(deadline_s, hand_on=logs is not None)

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, fields, replace
 
 from exporter import bpf, collect, kernel
 from exporter.config import AttachConfig, ImageConfig
-from exporter.errors import SkepError
+from exporter.errors import KernelError, SkepError
 from exporter.image import Bundle
 from exporter.kernel.lookup import Lookup
 from exporter.model import FrameView, Scope
@@ -68,6 +68,7 @@ def load(
     Raises:
         KernelError: this kernel refused the object, every program, or with ``partial: refuse`` any.
     """
+    types, no_types = kernel_types(bundle, config)
     request = kernel.LoadRequest(
         name=config.name,
         object=bundle.object,
@@ -83,6 +84,8 @@ def load(
         enums=plan.enums,
         partial=plan.partial == "run",
         deadline_s=LOAD_DEADLINE_S,
+        types=types,
+        no_types=no_types,
     )
     collection = kernel.load(request)
     try:
@@ -90,6 +93,30 @@ def load(
     except BaseException:
         collection.close()
         raise
+
+
+def kernel_types(bundle: Bundle, config: ImageConfig) -> tuple[bytes, str]:
+    """Find the types of a kernel that does not show its own: by the configuration's path, then in the image.
+
+    Returns:
+        The types, empty if none are needed or found; and why there are none, where that was looked for. That is no
+        failure yet: a program that reads nothing of the kernel needs none.
+    """
+    if kernel.shows_types():
+        return b"", ""
+    host = kernel.Host.this()
+    failures = []
+    if config.btf:
+        try:
+            return kernel.find_types(config.btf, host), ""
+        except KernelError as error:
+            failures.append(str(error))
+    if bundle.types:
+        try:
+            return kernel.types_in(bundle.types(), f"image {config.name}", host), ""
+        except SkepError as error:
+            failures.append(str(error))
+    return b"", "; ".join(failures)
 
 
 def _attach(config: AttachConfig | None) -> Mapping[str, object] | None:
@@ -454,6 +481,10 @@ class Stream:
         self.ring = collection.maps[plan.map]
         self._feed = feed
         self._decoder = collect.RecordDecoder(plan, scope=scope, resolve=resolve, enums=collection.enums)
+
+    def limit(self, limits: collect.AttributeLimits) -> None:
+        """Hold its events to these from now on, in OTLP."""
+        self._decoder.limit(limits)
 
     def decode(self, records: bytes, *, otlp: bool = False, json: bool = False) -> collect.LogBatch:
         """Decode records just read, and count them in the frames of the ring."""

@@ -46,7 +46,7 @@ class FieldKind(enum.Enum):
     ARRAY = "array"  # array of integers; element size in ``size_bits // count``
     STRUCT = "struct"  # its members are in ``members``
     UNION = "union"  # likewise, all at the same place
-    OTHER = "other"  # arrays of structs, enums, floats or pointers: kept as bytes, described by ``type_name``
+    OTHER = "other"  # arrays of structs, enums, bools, floats or pointers
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,8 @@ class Field:
         enumerators: ``(value, name)`` of an enum.
         tags: BTF declaration tags on the member, then on the typedefs.
         members: Of a struct or union.
+        element: Of an array: its first element, under the array's own name; the others follow it
+            ``size_bits // count`` apart.
     """
 
     name: str
@@ -77,6 +79,7 @@ class Field:
     enumerators: tuple[tuple[int, str], ...] = ()
     tags: tuple[str, ...] = ()
     members: tuple[Field, ...] = ()
+    element: Field | None = None
 
     def leaves(self) -> Iterator[Field]:
         """The field itself, or of a struct the leaves of its members; a union is one leaf."""
@@ -84,6 +87,16 @@ class Field:
             yield self
         for member in self.members if self.kind is FieldKind.STRUCT else ():
             yield from member.leaves()
+
+    def moved(self, bits: int, name: str) -> Field:
+        """The same field so many bits further, under another name, and so all that is in it."""
+        return replace(
+            self,
+            name=name,
+            offset_bits=self.offset_bits + bits,
+            members=tuple(part.moved(bits, name + part.name[len(self.name) :]) for part in self.members),
+            element=self.element.moved(bits, name) if self.element else None,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +180,7 @@ class _Builder:
         if isinstance(entry, Struct | Union):
             bare = self._aggregate(name, entry_id, entry, offset, depth)
         else:
-            bare = self._bare(name, entry, offset, bitfield_bits)
+            bare = self._bare(name, entry, offset, bitfield_bits, depth)
         if (bare.members or isinstance(entry, Array | Ptr | Float)) and (bitfield_bits or offset % 8):
             raise self._error(name, f"is {describe(entry)} that does not begin and end at a byte")
         if bare.offset_bits + bare.size_bits > self.total_bits:
@@ -190,10 +203,10 @@ class _Builder:
             return None
         if last.offset_bits > self.total_bits:
             raise self._error(last.name, "lies outside its type")
-        made = self._array(last.name, replace(array, count=1), last.offset_bits)
+        made = self._array(last.name, replace(array, count=1), last.offset_bits, 0)
         return replace(made, tags=self.btf.tags(struct_id, index)) if made.size_bits else None
 
-    def _bare(self, name: str, entry: Type, offset: int, bitfield_bits: int) -> Field:
+    def _bare(self, name: str, entry: Type, offset: int, bitfield_bits: int, depth: int) -> Field:
         match entry:
             case Int():
                 self._check_bitfield(name, entry, bitfield_bits, entry.bits)
@@ -218,7 +231,7 @@ class _Builder:
             case Ptr():
                 return Field(name, FieldKind.POINTER, offset, POINTER_SIZE * 8, type_name="pointer")
             case Array():
-                return self._array(name, entry, offset)
+                return self._array(name, entry, offset, depth)
         raise self._error(name, f"is {describe(entry)}, which has no bytes")
 
     def _aggregate(self, name: str, type_id: int, entry: Struct | Union, offset: int, depth: int) -> Field:
@@ -245,14 +258,14 @@ class _Builder:
                 found.append(made)
         return tuple(sorted(found, key=lambda one: one.offset_bits))
 
-    def _array(self, name: str, entry: Array, offset: int) -> Field:
-        count = entry.count
-        element = self.btf.resolve(entry.element_id)
+    def _array(self, name: str, entry: Array, offset: int, depth: int) -> Field:
+        count, element_id = entry.count, entry.element_id
+        element = self.btf.resolve(element_id)
         for _ in range(DEPTH_LIMIT):
             if not isinstance(element, Array):
                 break
-            count *= element.count
-            element = self.btf.resolve(element.element_id)
+            count, element_id = count * element.count, element.element_id
+            element = self.btf.resolve(element_id)
         size_bits = entry.count * self.btf.size_of(entry.element_id) * 8
         kind, signed = FieldKind.OTHER, False
         type_name = f"{element.name or describe(element)}[{count}]"
@@ -264,7 +277,10 @@ class _Builder:
                 kind = FieldKind.CHARS
             else:
                 kind = FieldKind.ARRAY if element.signed else FieldKind.BYTES
-        return Field(name, kind, offset, size_bits, count=count, signed=signed, type_name=type_name)
+        first = None
+        if 0 < size_bits <= self.total_bits - offset:
+            first = self.field(name, element_id, offset=offset, depth=depth + 1)
+        return Field(name, kind, offset, size_bits, count=count, signed=signed, type_name=type_name, element=first)
 
     def _check_bitfield(self, name: str, entry: Type, bitfield_bits: int, bits: int) -> None:
         if bitfield_bits > bits:

@@ -41,7 +41,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         dest="listen_addresses",
         metavar="ADDRESS",
         action="append",
-        help=f"host:port, :port or [v6]:port to serve metrics on; repeatable (default: {DEFAULT_ADDRESS})",
+        help="host:port, :port, [v6]:port or vsock://:port to serve metrics on; repeatable "
+        f"(default: {DEFAULT_ADDRESS})",
     )
     agent.add_argument(
         "--web.telemetry-path",
@@ -58,6 +59,13 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         type=_count,
         default=40,
         help="scrapes answered at a time, 0 for no limit (default: 40)",
+    )
+    agent.add_argument(
+        "--web.enable-lifecycle",
+        dest="lifecycle",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="let whoever may scrape have the configuration read again by POST or PUT to /-/reload",
     )
     agent.add_argument(
         "--web.disable-exporter-metrics",
@@ -106,6 +114,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     agent.add_argument(
         "--log.format", dest="log_format", choices=("logfmt", "json"), default="logfmt", help="(default: logfmt)"
     )
+    agent.add_argument(
+        "--version", action="store_true", help="show the versions of skep and what it stands on, and end"
+    )
     agent.set_defaults(run=_agent)
 
     check = subparsers.add_parser(
@@ -153,6 +164,10 @@ def read_configuration(files: list[Path]) -> AgentConfig:
 
 
 def _agent(args: argparse.Namespace) -> int:
+    if args.version:
+        from .version import show
+
+        return show()
     from exporter.config import config_files
 
     def files() -> list[Path]:
@@ -177,6 +192,7 @@ def _agent(args: argparse.Namespace) -> int:
         systemd_socket=args.systemd_socket,
         status_socket=status_socket,
         exporter_metrics=not args.disable_exporter_metrics,
+        lifecycle=args.lifecycle,
     )
     source = ConfigSource(files, lambda: read_configuration(files()), args.check_interval_s)
     return Agent(config, options, source).run()

@@ -11,6 +11,7 @@ import hashlib
 import os
 import shlex
 import sys
+import tarfile
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -52,6 +53,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("source", metavar="SRC", type=Path, help="C file; with --catalog a folder of them")
     parser.add_argument("reference", metavar="REF", nargs="?", help="name of the image; with --catalog the OCI layout")
     parser.add_argument("--metadata", metavar="FILE", type=Path, help="YAML that says what tags do not")
+    parser.add_argument(
+        "--btf", metavar="FILE", type=Path, help="types of kernels that do not show their own: BTF, or an archive of it"
+    )
     parser.add_argument("--description", metavar="TEXT", default="", help="the image's description")
     parser.add_argument("--version", metavar="TEXT", default="", dest="image_version", help="the image's version")
     parser.add_argument("--cflags", metavar="FLAGS", action="append", default=[], help="flags for clang; repeatable")
@@ -107,6 +111,7 @@ def _run(args: argparse.Namespace) -> int:
         vmlinux=_vmlinux(args.vmlinux),
     )
     metadata = read_metadata(args.metadata) if args.metadata else {}
+    types = _types(args.btf) if args.btf else b""
     try:
         with steps(source.path.name) as step:
             built = build(Clang(), source, metadata, warn=_warn, step=step)
@@ -120,7 +125,8 @@ def _run(args: argparse.Namespace) -> int:
     if reference:
         annotations = {_DESCRIPTION: args.description or built.plan.description, _VERSION: args.image_version}
         store = Store(args.store or default_store_path())
-        digest = store.add(reference, built.objects, metadata, {key: text for key, text in annotations.items() if text})
+        annotations = {key: text for key, text in annotations.items() if text}
+        digest = store.add(reference, built.objects, metadata, annotations, types)
         print(f"{reference} {digest} ({', '.join(built.objects)})")
     return 0
 
@@ -374,6 +380,18 @@ def _existing(path: Path, subject: str) -> Path:
     if not path.exists():
         raise ConfigError(f"{subject} {str(path)!r} does not exist")
     return path
+
+
+def _types(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise SkepError(f"btf {str(path)!r} cannot be read: {error.strerror}", code="build.btf") from error
+    if content[:2] != b"\x9f\xeb" and not tarfile.is_tarfile(path):
+        raise SkepError(
+            f"btf {str(path)!r} starts {content[:8]!r}; expected BTF, or a tar archive of it", code="build.btf"
+        )
+    return content
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -15,7 +15,7 @@ from exporter.errors import ConfigError
 if TYPE_CHECKING:
     from exporter.config import AgentConfig, ImageConfig
     from exporter.model import Instrument
-    from exporter.plan import GlobalPlan, LabelRule, MetricPlan, Plan, StreamPlan, TablePlan
+    from exporter.plan import Condition, GlobalPlan, LabelRule, MetricPlan, Plan, StreamPlan, TablePlan
 
 _SHOWN_VALUES = 6
 _SHOWN_BOUNDS = 3
@@ -281,9 +281,18 @@ def _labels(title: str, rules: Sequence[LabelRule], constant: Sequence[tuple[str
         shown = prometheus_label(rule.name)
         values = ", ".join(text for _, text in rule.values[:_SHOWN_VALUES])
         more = ", …" if len(rule.values) > _SHOWN_VALUES else ""
-        rows.append([rule.name, rule.decoder, "" if shown == rule.name else f"({shown})", values + more])
+        notes = [values + more] if values else []
+        notes += [_condition(condition) for condition in rule.conditions]
+        steps = "".join(f"|{step.kind}(…)" for step in rule.steps)
+        decoder = rule.decoder + (f"[{rule.count}]" if rule.count > 1 else "") + steps
+        rows.append([rule.name, decoder, "" if shown == rule.name else f"({shown})", "; ".join(notes)])
     rows += [[name, "constant", "", repr(value)] for name, value in constant]
     yield from _columns(rows, indent="    ")
+
+
+def _condition(condition: Condition) -> str:
+    values = ", ".join(map(str, condition.values))
+    return f"if bits {condition.offset_bits}+{condition.size_bits} are {'not ' * condition.negated}{values}"
 
 
 def _attach(attach: object) -> str:

@@ -75,6 +75,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="(default: if-not-present)",
     )
     parser.add_argument(
+        "--btf", metavar="PATH", help="types of a kernel that does not show its own: a file, an archive or a directory"
+    )
+    parser.add_argument(
         "--store", "--storage", metavar="DIR", type=Path, help="where images are kept (default: this user's)"
     )
     parser.set_defaults(run=_run)
@@ -119,7 +122,13 @@ def _run(args: argparse.Namespace) -> int:
         if names.count(name) > 1:
             raise ConfigError(f"--global {name} is given twice")
     reference = parse_reference(args.reference)
-    config = ImageConfig(name=reference.default_name, ref=args.reference, pull=args.pull, globals=dict(args.globals))
+    config = ImageConfig(
+        name=reference.default_name,
+        ref=args.reference,
+        pull=args.pull,
+        globals=dict(args.globals),
+        btf=args.btf or "",
+    )
     live = _wants_live(args)
     stop = _stop_on_signals()
     store = Store(args.store or default_store_path())

@@ -13,10 +13,11 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="show the versions of skep, libbpf, the kernel and Python",
         description="Show the versions of skep, libbpf, the kernel and Python, one a line.",
     )
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=lambda _args: show())
 
 
-def _run(_args: argparse.Namespace) -> int:
+def show() -> int:
+    """Print the versions; gives the exit status."""
     from exporter.kernel import libbpf_version
     from exporter.resources import version
 

@@ -24,6 +24,8 @@ class Table:
         resolvers: Sequence[str],
         key_size: int,
         value_size: int,
+        elements: int,
+        element_stride: int,
         cells: int,
         instruments: int,
         per_cpu: bool,
@@ -65,6 +67,7 @@ class Stream:
         measured: bool,
         tail: tuple[int, int, int, Span, Span] | None,
     ) -> None: ...
+    def limit(self, value_chars: int, attributes: int) -> None: ...
     def decode(
         self, records: Buffer, now_ns: int, realtime_minus_monotonic_ns: int, otlp: bool, json: bool
     ) -> tuple[int, int, int, int, int, int, int, bytes, bytes]: ...

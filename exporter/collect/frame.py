@@ -94,6 +94,8 @@ class Frame:
             resolvers=labels.resolvers,
             key_size=key_size,
             value_size=plan.value_size,
+            elements=plan.elements,
+            element_stride=plan.element_stride,
             cells=max((one.first_cell + one.cells for one in self._instruments), default=0),
             instruments=len(self._instruments),
             per_cpu=plan.per_cpu,
@@ -252,6 +254,17 @@ def read_attributes(data: bytes) -> dict[str, Value]:
         at += size
         return data[at - size : at].decode()
 
+    def scalar() -> int | bool | str:
+        nonlocal at
+        kind = data[at]
+        at += 1
+        if kind == 0x0A:
+            return text()
+        if kind == 0x10:
+            return bool(number())
+        value = number()
+        return value - (1 << 64) if value >> 63 else value
+
     while at < len(data):
         at += 1
         number()
@@ -259,13 +272,15 @@ def read_attributes(data: bytes) -> dict[str, Value]:
         name = text()
         at += 1
         number()
-        kind = data[at]
+        if data[at] != 0x2A:
+            found[name] = scalar()
+            continue
         at += 1
-        if kind == 0x0A:
-            found[name] = text()
-        elif kind == 0x10:
-            found[name] = bool(number())
-        else:
-            value = number()
-            found[name] = value - (1 << 64) if value >> 63 else value
+        end = number() + at
+        elements: list[int | bool | str] = []
+        while at < end:
+            at += 1
+            number()
+            elements.append(scalar())
+        found[name] = tuple(elements)
     return found

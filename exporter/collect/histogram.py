@@ -67,7 +67,8 @@ def checked(rule: ValueRule, *, count: int, size: int, cell_type: CellType, wher
 def _metric_ops(metric: MetricPlan, table: TablePlan) -> list[ValueOp]:
     instrument, rule = metric.instrument, metric.histogram
     where, first, cell_type = f"map {table.map!r}: {instrument.name}", instrument.first_cell, instrument.cell_type
-    size = table.value_size
+    # Each rule is about the first element; what the last one has must lie inside too.
+    size = table.value_size - (table.elements - 1) * table.element_stride
     if instrument.kind is not Kind.HISTOGRAM:
         if metric.value is None:
             raise PlanError(f"{where}: a {instrument.kind.value} has no value rule; expected one")

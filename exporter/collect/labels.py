@@ -4,10 +4,12 @@
 runs them over whole batches. The other functions are its twin: they state in
 Python what each decoder means, and property tests hold the two equal.
 
-A label's value is an ``int``, a ``bool`` or a ``str``. Prometheus shows its text.
-OTLP gets ``int_value`` for ``uint``, ``int``, ``port`` and ``port_be`` (text where
-63 bits do not hold it), ``bool_value`` for ``bool``, ``string_value`` for all else.
-JSON has numbers, ``true`` and ``false``, strings. Empty text: no such label, anywhere.
+A label's value is an ``int``, a ``bool`` or a ``str``, or of an array a tuple of
+those. Prometheus shows its text, a list's joined by commas. OTLP gets ``int_value``
+for ``uint``, ``int``, ``port`` and ``port_be`` (text where 63 bits do not hold it),
+``bool_value`` for ``bool``, ``string_value`` for all else, ``array_value`` for a list.
+JSON has numbers, ``true`` and ``false``, strings, arrays. Empty text: no such label,
+anywhere.
 """
 
 from __future__ import annotations
@@ -19,21 +21,33 @@ import os
 import struct
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from exporter.collect.names import ERRNO, SIGNALS, SYSCALLS
+from exporter.collect.names import (
+    CAPABILITIES,
+    COMPAT_SYSCALLS,
+    ERRNO,
+    ETHERTYPES,
+    FAMILIES,
+    PROTOCOLS,
+    SIGNALS,
+    SYSCALLS,
+    TCP_STATES,
+)
 from exporter.errors import PlanError
 from exporter.model import prometheus_label
-from exporter.plan.plan import LabelRule
+from exporter.plan.conventions import common_words
+from exporter.plan.decoders import DECODERS, Cost, compile_step, size_mismatch
+from exporter.plan.plan import Condition, LabelRule, Step
 
-Value = int | bool | str
+Scalar = int | bool | str
+Value = Scalar | tuple[Scalar, ...]
 Resolve = Callable[[str, int], str]
 Enums = Mapping[str, Mapping[str, int]]
 Span = tuple[int, int]
 
-SLOW = ("uid", "device", "interface", "ksym", "cgroup", "cgroup.unit", "cgroup.slice", "cgroup.container", "cgroup.pod",
-        "comm", "kstack", "ustack")  # fmt: skip
+SLOW = tuple(decoder.name for decoder in DECODERS.values() if decoder.cost is Cost.MACHINE)
 """Decoders that ask the machine, through a bounded cache; the order numbers them."""
 
 ATTRIBUTE_OF_POINT = 0x3A
@@ -42,18 +56,28 @@ ATTRIBUTE_OF_LOG = 0x32
 """Tag of ``LogRecord.attributes``, field 6."""
 
 # Numbers are shared with ``enum skep_decoder`` in labels.h.
+_TABLE, _SLOW = 7, 15
 _CODES = {
-    "uint": 0, "int": 1, "natural": 1, "bool": 2, "float": 3, "hex": 4, "string": 5, "bytes": 6, "enum": 7, "errno": 7,
-    "syscall": 7, "signal": 7, "ipv4": 8, "ipv6": 9, "ip": 10, "port": 11, "port_be": 12, "duration": 13, "time": 14,
-} | dict.fromkeys(SLOW, 15) | {"prefix": 40}  # fmt: skip
+    "uint": 0, "int": 1, "natural": 1, "bool": 2, "float": 3, "hex": 4, "string": 5, "bytes": 6, "ipv4": 8, "ipv6": 9,
+    "ip": 10, "port": 11, "port_be": 12, "duration": 13, "time": 14, "flags": 16, "mac": 17, "dns": 18,
+    "prefix": 40,
+}  # fmt: skip
+_CODES |= {
+    decoder.name: _TABLE if decoder.cost is Cost.TABLE else _SLOW
+    for decoder in DECODERS.values()
+    if decoder.name not in _CODES and decoder.cost is not Cost.FORMAT
+}
 _SIGNED = 1
 _MAGNITUDE = 2
-_NATURAL = 4
-_STACK = 8
+_STEPS = 4
+_NATURAL = 8
+_STACK = 16
+_STATIC = {
+    "errno": {0: ""} | ERRNO, "signal": {0: ""} | SIGNALS, "protocol": PROTOCOLS, "family": FAMILIES,
+    "tcp_state": TCP_STATES, "capability": CAPABILITIES, "ethertype": ETHERTYPES,
+}  # fmt: skip
+_CALLS = {"syscall": SYSCALLS, "syscall.compat": COMPAT_SYSCALLS}
 _U64 = (1 << 64) - 1
-_WIDE = {"uint", "int", "hex"}
-_PREFIX_BITS_LIMIT = 256 * 8
-_SIZES = {"float": (32, 64), "ipv4": (32,), "ipv6": (32, 128), "ip": (32, 128)}
 
 
 # ---- what the decoders mean ----
@@ -68,6 +92,10 @@ def enum_values(rule: LabelRule, enums: Enums) -> dict[int, str]:
     planned = dict(rule.values[::-1])
     kernel = enums.get(rule.enum_name, {}) if rule.enum_name else {}
     texts = dict(rule.enumerators)
+    if not texts and kernel:  # an enum that only the kernel knows
+        shared = common_words(kernel)
+        shown = {name: "_".join(name.split("_")[0 if name.startswith("__") else shared :]) for name in kernel}
+        return {value: shown[name].lower() for name, value in reversed(list(kernel.items()))}
     if not texts.keys() & kernel.keys():
         return planned
     prefixes = Counter(name[: -len(text)] for name, text in texts.items() if text and name.lower().endswith(text))
@@ -83,13 +111,12 @@ def enum_values(rule: LabelRule, enums: Enums) -> dict[int, str]:
 
 def table_of(rule: LabelRule, enums: Enums, machine: str) -> dict[int, str]:
     """Texts of the numbers a decoder by table knows; numbers as unsigned 64 bits."""
-    if rule.decoder == "errno":
-        return {0: ""} | ERRNO
-    if rule.decoder == "signal":
-        return {0: ""} | SIGNALS
-    if rule.decoder == "syscall":
-        return {_U64: "", (1 << 32) - 1: ""} | SYSCALLS.get(machine, {})
-    return {value & _U64: text for value, text in enum_values(rule, enums).items()}
+    if rule.decoder in _STATIC:
+        return _STATIC[rule.decoder]
+    if rule.decoder in _CALLS:
+        return {_U64: "", (1 << 32) - 1: ""} | _CALLS[rule.decoder].get(machine, {})
+    mask = (1 << rule.size_bits) - 1 if rule.decoder == "flags" else _U64
+    return {value & mask: text for value, text in enum_values(rule, enums).items()}
 
 
 def integer(data: bytes, rule: LabelRule, *, signed: bool) -> int:
@@ -152,6 +179,45 @@ def prefix_text(key: bytes, start: int, size: int) -> str:
     return f"{ipv6_text(masked) if size == 16 else '0x' + masked.hex()}/{length}"
 
 
+def dns_text(data: bytes) -> str:
+    """A name of DNS wire format, up to the first thing that is no label (RFC 1035, 5.1; lower case)."""
+    names: list[str] = []
+    at = 0
+    while at < len(data) and 0 < data[at] <= 63 and at + 1 + data[at] <= len(data):
+        label = data[at + 1 : at + 1 + data[at]]
+        names.append("".join(_dns_character(byte) for byte in label.lower()))
+        at += 1 + len(label)
+    return "." if not names and data[:1] == b"\0" else ".".join(names)
+
+
+def _dns_character(byte: int) -> str:
+    char = chr(byte)
+    if byte < 0x80 and (char.isalnum() or char in "-_"):
+        return char
+    return f"\\{char}" if 0x20 < byte < 0x7F else f"\\{byte:03d}"
+
+
+def flags_text(number: int, names: Mapping[int, str]) -> str:
+    """The names of the bits that are set, the lowest first, then the rest; one name that means all of it instead."""
+    if number in names:
+        return names[number]
+    parts = []
+    rest = number
+    for value in sorted(names):
+        if value and not value & (value - 1) and rest & value:
+            parts.append(names[value])
+            rest &= ~value
+    if rest or not number:
+        parts.append(hex(rest) if number else "0")
+    return "|".join(parts)
+
+
+def is_met(condition: Condition, data: bytes) -> bool:
+    """Whether the number has, or if negated has not, one of the values."""
+    number = int.from_bytes(data, "little") >> condition.offset_bits & ((1 << condition.size_bits) - 1)
+    return (number in condition.values) is not condition.negated
+
+
 def label_value(
     rule: LabelRule,
     data: bytes,
@@ -162,6 +228,38 @@ def label_value(
     realtime_minus_monotonic_ns: int = 0,
 ) -> Value:
     """What one rule makes of a key or record; the empty string means: no such label."""
+    if not all(is_met(condition, data) for condition in rule.conditions):
+        return ""
+    around = _Around(resolve, enums or {}, machine, realtime_minus_monotonic_ns)
+    steps = [compile_step(step) for step in rule.steps]
+    made: list[Scalar] = []
+    for index in range(rule.count):
+        value = _scalar(replace(rule, offset_bits=rule.offset_bits + index * rule.size_bits), data, around)
+        if steps and text_of(value):
+            value = run_steps(steps, text_of(value))
+        made.append(value)
+    return made[0] if rule.count == 1 else tuple(made)
+
+
+def run_steps(steps: Sequence[Callable[[str], str]], text: str) -> str:
+    """One step after the other, until there is no text."""
+    for step in steps:
+        text = step(text) if text else text
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class _Around:
+    """What a value may depend on besides its bytes."""
+
+    resolve: Resolve
+    enums: Enums
+    machine: str
+    realtime_minus_monotonic_ns: int
+
+
+def _scalar(rule: LabelRule, data: bytes, around: _Around) -> Scalar:
+    """What the decoder makes of one element."""
     start, size = rule.offset_bits // 8, rule.size_bits // 8
     raw = data[start : start + size]
     match rule.decoder:
@@ -193,26 +291,25 @@ def label_value(
             if size == 16 and raw.startswith(bytes(10) + b"\xff\xff"):
                 raw = raw[12:]
             return str(ipaddress.IPv4Address(raw)) if len(raw) == 4 else ipv6_text(raw)
+        case "mac":
+            return raw[:6].hex(":")
+        case "dns":
+            return dns_text(raw)
+        case "flags":
+            return flags_text(integer(data, rule, signed=False), table_of(rule, around.enums, around.machine))
         case "duration":
             return duration_text(integer(data, rule, signed=rule.signed))
         case "time":
             ktime = integer(data, rule, signed=False)
-            return time_text(ktime + realtime_minus_monotonic_ns) if ktime else ""
+            return time_text(ktime + around.realtime_minus_monotonic_ns) if ktime else ""
         case "prefix":
             return prefix_text(data[rule.base_bytes :], start - rule.base_bytes, size)
-        case "enum" | "errno" | "syscall" | "signal":
-            value = integer(data, rule, signed=rule.signed)
-            if rule.decoder == "errno":
-                value = abs(value)
-            return table_of(rule, enums or {}, machine).get(value & _U64, str(value))
-        case _:
-            value = integer(data, rule, signed=False)
-            if rule.stack is not None:
-                value &= 0xFFFFFFFF
-                if rule.stack.process is not None:
-                    offset, size_bits = rule.stack.process
-                    value |= (int.from_bytes(data, "little") >> offset & ((1 << size_bits) - 1)) << 32
-            return resolve(resolver_of(rule), value)
+    if rule.decoder in SLOW:
+        return around.resolve(resolver_of(rule), _asked(rule, data))
+    value = integer(data, rule, signed=rule.signed)
+    if rule.decoder == "errno":
+        value = abs(value)
+    return table_of(rule, around.enums, around.machine).get(value & _U64, str(value))
 
 
 def resolver_of(rule: LabelRule) -> str:
@@ -220,15 +317,29 @@ def resolver_of(rule: LabelRule) -> str:
     return f"{rule.decoder}:{rule.stack.map}" if rule.stack is not None else rule.decoder
 
 
+def _asked(rule: LabelRule, data: bytes) -> int:
+    """A slow label's number; of a stack id its 32 bits, and above them the number of the process."""
+    value = integer(data, rule, signed=False)
+    if rule.stack is None:
+        return value
+    offset, size_bits = rule.stack.process or (0, 0)
+    process = int.from_bytes(data, "little") >> offset & ((1 << size_bits) - 1)
+    return value & 0xFFFFFFFF | process << 32
+
+
 def text_of(value: Value) -> str:
-    """The text of a value as labels and JSON show it."""
+    """The text of a value as labels show it."""
+    if isinstance(value, tuple):
+        return ",".join(map(text_of, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def prometheus_text(pairs: Sequence[tuple[str, Value]]) -> bytes:
     """``name="value",…`` as the text format 0.0.4 escapes it; empty values are left out."""
     escapes = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
-    shown = [f'{prometheus_label(name)}="{text_of(value).translate(escapes)}"' for name, value in pairs if value != ""]
+    shown = [
+        f'{prometheus_label(name)}="{text_of(value).translate(escapes)}"' for name, value in pairs if text_of(value)
+    ]
     return ",".join(shown).encode()
 
 
@@ -254,8 +365,9 @@ def any_value(value: Value | list[int]) -> bytes:
         return b"\x10" + varint(value)
     if isinstance(value, int):
         return b"\x18" + varint(value)
-    if isinstance(value, list):
-        return field(0x2A, b"".join(field(0x0A, any_value(one if one < 1 << 63 else str(one))) for one in value))
+    if isinstance(value, list | tuple):
+        elements = (str(one) if isinstance(one, int) and one >= 1 << 63 else one for one in value)
+        return field(0x2A, b"".join(field(0x0A, any_value(one)) for one in elements))
     return field(0x0A, value.encode())
 
 
@@ -293,16 +405,21 @@ class Compiled:
     """What ``_frame`` copies into C (``struct skep_labels``).
 
     Attributes:
-        rules: ``(decoder, flags, resolver, offset_bits, size_bits, table_first, table_count)`` and three
-            spans: how the label's name begins in Prometheus text, OTLP and JSON.
+        rules: ``(decoder, flags, resolver, step, count, offset_bits, size_bits, table_first, table_count,
+            condition_first, condition_count)`` and three spans: how the label's name begins in Prometheus text,
+            OTLP and JSON.
         table: ``(value, text)``, of each rule sorted by value.
+        conditions: ``(offset_bits, size_bits, table_first, table_count, negated)``.
+        steps: What the resolver is asked beyond the slow decoders: functions from text to text.
         extra: What the caller wanted in the pool, under its names.
         resolvers: What slow labels are asked of, by the number that the rules have for it.
     """
 
     pool: bytes
-    rules: tuple[tuple[int, int, int, int, int, int, int, Span, Span, Span], ...]
+    rules: tuple[tuple[int, int, int, int, int, int, int, int, int, int, int, Span, Span, Span], ...]
     table: tuple[tuple[int, Span], ...]
+    conditions: tuple[tuple[int, int, int, int, bool], ...]
+    steps: tuple[Callable[[str], str], ...]
     constant_prometheus: Span
     constant_otlp: Span
     constant_json: Span
@@ -316,45 +433,52 @@ def _check(rule: LabelRule, size: int, subject: str) -> None:
     where = f"{subject}: label {rule.name!r}"
     if rule.decoder not in _CODES:
         raise PlanError(f"{where}: decoder {rule.decoder!r} is unknown; use one of {', '.join(sorted(_CODES))}")
-    if rule.size_bits < 1 or rule.offset_bits < 0 or rule.offset_bits + rule.size_bits > size * 8:
-        raise PlanError(
-            f"{where}: {rule.size_bits} bits at bit {rule.offset_bits} do not lie inside {size} bytes; "
-            "rebuild the object"
-        )
+    for offset_bits, size_bits in rule.places:
+        if size_bits < 1 or offset_bits < 0 or offset_bits + size_bits > size * 8:
+            raise PlanError(
+                f"{where}: {size_bits} bits at bit {offset_bits} do not lie inside {size} bytes; rebuild the object"
+            )
+    if any(condition.size_bits > 64 for condition in rule.conditions):
+        raise PlanError(f"{where}: a condition on more than 64 bits; choose another tag for the union")
     if rule.stack is not None and rule.stack.process is not None:
         offset, bits = rule.stack.process
         if offset < 0 or not 1 <= bits <= 32 or offset + bits > size * 8:
             raise PlanError(f"{where}: its process does not lie inside {size} bytes; rebuild the object")
-    whole_bytes = rule.offset_bits % 8 == 0 and rule.size_bits % 8 == 0
-    sizes = _SIZES.get(rule.decoder)
-    if sizes is not None:
-        good = whole_bytes and rule.size_bits in sizes
-        expected = " or ".join(str(bits // 8) for bits in sizes) + " bytes"
-    elif rule.decoder == "prefix":
-        behind = rule.base_bytes >= 0 and rule.offset_bits >= 8 * (rule.base_bytes + 4)
-        good = whole_bytes and behind and rule.size_bits <= _PREFIX_BITS_LIMIT
-        expected = "up to 256 whole bytes behind the prefix length"
-    elif rule.decoder in ("string", "bytes"):
-        good, expected = whole_bytes, "whole bytes"
-    elif rule.decoder == "port_be":
-        good, expected = whole_bytes and 16 <= rule.size_bits <= 64, "2 to 8 whole bytes"
-    elif rule.decoder in _WIDE:
-        good, expected = rule.size_bits <= 64 or (whole_bytes and rule.size_bits <= 128), "at most 16 bytes"
-    else:
-        good, expected = rule.size_bits <= 64, "at most 8 bytes"
-    if not good:
+    expected = size_mismatch(rule.decoder, offset_bits=rule.offset_bits, size_bits=rule.size_bits)
+    if not expected and rule.count > 1:
+        expected = size_mismatch(rule.decoder, offset_bits=rule.offset_bits + rule.size_bits, size_bits=rule.size_bits)
+    if rule.decoder == "prefix" and not 0 <= 8 * rule.base_bytes <= rule.offset_bits - 32:
+        expected = expected or "what lies behind a trie's prefix length"
+    if expected:
         raise PlanError(
             f"{where}: decoder {rule.decoder!r} takes {expected}, found {rule.size_bits} bits; choose another"
         )
 
 
-def _more(rule: LabelRule, table_first: int, table_end: int) -> tuple[int, int]:
+def _more(rule: LabelRule, table_first: int, table_count: int) -> tuple[int, int]:
     """The two numbers of a rule that mean what its decoder wants: most often its part of the table."""
     if rule.decoder == "prefix":
         return rule.base_bytes, 0
     if rule.stack is not None:
         return rule.stack.process or (0, 0)
-    return table_first, table_end - table_first
+    return table_first, table_count
+
+
+def _check_names(rules: Sequence[LabelRule], constants: Sequence[tuple[str, str]], subject: str) -> None:
+    names: dict[str, list[LabelRule]] = {}
+    for rule in [*rules, *(LabelRule(name, "uint", 0, 1) for name, _ in constants)]:
+        label = prometheus_label(rule.name)
+        for other in names.get(label, ()):
+            if not rule.excludes(other):
+                raise PlanError(
+                    f"{subject}: labels {other.name!r} and {rule.name!r} are both {label!r} to Prometheus; rename one"
+                )
+        names.setdefault(label, []).append(rule)
+
+
+def _all_steps(steps: Sequence[Step]) -> Callable[[str], str]:
+    compiled = [compile_step(step) for step in steps]
+    return lambda text: run_steps(compiled, text)
 
 
 def compile_labels(
@@ -388,21 +512,15 @@ def compile_labels(
     pool = _Pool()
     table: list[tuple[int, Span]] = []
     compiled = []
+    conditions: list[tuple[int, int, int, int, bool]] = []
+    steps: list[Callable[[str], str]] = []
     resolvers = list(SLOW)
-    names: dict[str, str] = {}
-    for name in [rule.name for rule in rules] + [name for name, _ in constants]:
-        label = prometheus_label(name)
-        if label in names:
-            raise PlanError(
-                f"{subject}: labels {names[label]!r} and {name!r} are both {label!r} to Prometheus; rename one"
-            )
-        names[label] = name
+    resolvers += dict.fromkeys(resolver_of(rule) for rule in rules if rule.stack is not None)
+    _check_names(rules, constants, subject)
     for rule in rules:
         _check(rule, size, subject)
-        flags, first = 0, len(table)
-        if rule.decoder in SLOW and resolver_of(rule) not in resolvers:
-            resolvers.append(resolver_of(rule))
-        by_table = _CODES[rule.decoder] == _CODES["enum"]
+        flags, first, condition_first = 0, len(table), len(conditions)
+        by_table = DECODERS[rule.decoder].cost is Cost.TABLE
         if rule.decoder in ("int", "natural") or (rule.signed and (by_table or rule.decoder == "duration")):
             flags |= _SIGNED
         if rule.decoder == "errno":
@@ -414,14 +532,27 @@ def compile_labels(
         if by_table:
             texts = table_of(rule, enums, machine)
             table += [(value, pool.add(texts[value].encode())) for value in sorted(texts)]
+        count = len(table) - first
+        for condition in rule.conditions:
+            conditions.append(
+                (condition.offset_bits, condition.size_bits, len(table), len(condition.values), condition.negated)
+            )
+            table += [(value, pool.add(b"")) for value in condition.values]
+        if rule.steps:
+            flags |= _STEPS
+            steps.append(_all_steps(rule.steps))
         compiled.append(
             (
                 _CODES[rule.decoder],
                 flags,
                 resolvers.index(resolver_of(rule)) if rule.decoder in SLOW else 0,
+                len(resolvers) + len(steps) - 1 if rule.steps else 0,
+                rule.count,
                 rule.offset_bits,
                 rule.size_bits,
-                *_more(rule, first, len(table)),
+                *_more(rule, first, count),
+                condition_first,
+                len(rule.conditions),
                 pool.add(prometheus_label(rule.name).encode() + b'="'),
                 pool.add(field(0x0A, rule.name.encode())),
                 pool.add(json.dumps(rule.name, ensure_ascii=False).encode() + b":"),
@@ -432,6 +563,8 @@ def compile_labels(
     return Compiled(
         rules=tuple(compiled),
         table=tuple(table),
+        conditions=tuple(conditions),
+        steps=tuple(steps),
         constant_prometheus=pool.add(constant),
         constant_otlp=pool.add(otlp_attributes(constants, tag=tag)),
         constant_json=pool.add(json_members(constants).encode()),

@@ -37,6 +37,22 @@ Pairs = Sequence[tuple[str, Value | list[int]]]
 _HEADER = struct.Struct("<QII")
 
 
+_NO_LIMIT = (1 << 32) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class AttributeLimits:
+    """What OTLP takes of what a program says in one event; 0 is no limit.
+
+    Attributes:
+        value_length: Characters of a text; the others are cut off.
+        count: Attributes; the others are left out, and their number is said.
+    """
+
+    value_length: int = 0
+    count: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class LogBatch:
     """What became of some records: ``received = exported + measured + failed + sum(dropped)``.
@@ -121,6 +137,10 @@ class RecordDecoder:
             measured=plan.metrics,
             tail=_native_tail(plan, labels),
         )
+
+    def limit(self, limits: AttributeLimits) -> None:
+        """Hold what comes from now on to these; see :func:`limited`."""
+        self._stream.limit(limits.value_length or _NO_LIMIT, limits.count or _NO_LIMIT)
 
     def decode(
         self, records: Buffer, *, now_ns: int, realtime_minus_monotonic_ns: int, otlp: bool, json: bool
@@ -218,8 +238,21 @@ def tail_value(plan: StreamPlan, data: bytes) -> str | list[int]:
     ]
 
 
-def log_record(plan: StreamPlan, pairs: Pairs, *, time_ns: int, now_ns: int) -> bytes:
+def limited(plan: StreamPlan, pairs: Pairs, limits: AttributeLimits) -> tuple[Pairs, int]:
+    """The pairs within the limits, and how many are left out; constant labels, which end the pairs, stay."""
+    said = [(name, value) for name, value in pairs[: len(pairs) - len(plan.constant_labels)] if value not in ("", [])]
+    count, length = limits.count or len(said), limits.value_length or None
+    kept: list[tuple[str, Value | list[int]]] = [
+        (name, value[:length] if isinstance(value, str) else value) for name, value in said[:count]
+    ]
+    return [*kept, *plan.constant_labels], len(said) - len(kept)
+
+
+def log_record(
+    plan: StreamPlan, pairs: Pairs, *, time_ns: int, now_ns: int, limits: AttributeLimits | None = None
+) -> bytes:
     """One ``LogRecord`` as field 2 of ``ScopeLogs``; ``pairs`` are the attributes, the tail, the constant labels."""
+    pairs, left_out = limited(plan, pairs, limits or AttributeLimits())
     return protobuf_field(
         0x12,
         b"\x09"
@@ -227,6 +260,7 @@ def log_record(plan: StreamPlan, pairs: Pairs, *, time_ns: int, now_ns: int) -> 
         + b"\x10"
         + varint(plan.severity)
         + otlp_attributes(pairs, tag=ATTRIBUTE_OF_LOG)
+        + (b"\x38" + varint(left_out) if left_out else b"")
         + b"\x59"
         + struct.pack("<Q", now_ns)
         + protobuf_field(0x62, plan.event_name.encode()),

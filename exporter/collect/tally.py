@@ -109,17 +109,28 @@ def _op(metric: MetricPlan, table: TablePlan) -> RecordOp:
 
 def key_spans(labels: Sequence[LabelRule]) -> tuple[KeySpan, ...]:
     """Which bytes of a record its key is made of, in rising order and none twice."""
-    ranges = [(rule.offset_bits // 8, -(-(rule.offset_bits + rule.size_bits) // 8), rule) for rule in labels]
+    ranges = [
+        (offset_bits // 8, -(-(offset_bits + size_bits) // 8), rule)
+        for rule in labels
+        for offset_bits, size_bits in rule.places
+    ]
     spans: list[KeySpan] = []
     # Text comes with garbage behind its end; unless something else reads those bytes, too.
     texts = {
         (start, end)
         for start, end, rule in ranges
         if rule.decoder == "string"
+        and rule.count == 1
+        and start == rule.offset_bits // 8
         and all(
             other_end <= start
             or end <= other_start
-            or (other.decoder == "string" and (other_start, other_end) == (start, end))
+            or (
+                other.decoder == "string"
+                and other.count == 1
+                and (other_start, other_end) == (start, end)
+                and start == other.offset_bits // 8
+            )
             for other_start, other_end, other in ranges
         )
     }
@@ -136,22 +147,31 @@ def key_spans(labels: Sequence[LabelRule]) -> tuple[KeySpan, ...]:
 
 def key_labels(labels: Sequence[LabelRule], spans: Sequence[KeySpan]) -> tuple[LabelRule, ...]:
     """The same labels, read from the key instead of the record."""
-    moved = []
-    for rule in labels:
+
+    def place(offset_bits: int) -> int:
         at = 0
         for span in spans:
-            if span.offset * 8 <= rule.offset_bits < (span.offset + span.size) * 8:
-                moved.append(replace(rule, offset_bits=rule.offset_bits - span.offset * 8 + at * 8))
+            if span.offset * 8 <= offset_bits < (span.offset + span.size) * 8:
                 break
             at += span.size
-    return tuple(moved)
+        return offset_bits - span.offset * 8 + at * 8
+
+    return tuple(
+        replace(
+            rule,
+            offset_bits=place(rule.offset_bits),
+            conditions=tuple(replace(one, offset_bits=place(one.offset_bits)) for one in rule.conditions),
+        )
+        for rule in labels
+    )
 
 
 def key_mask(labels: Sequence[LabelRule], size: int) -> bytes:
     """The bits of a key that belong to a label; ``labels`` are those of :func:`key_labels`."""
     mask = 0
     for rule in labels:
-        mask |= ((1 << rule.size_bits) - 1) << rule.offset_bits
+        for offset_bits, size_bits in rule.places:
+            mask |= ((1 << size_bits) - 1) << offset_bits
     return mask.to_bytes(size, "little")
 
 
@@ -165,11 +185,12 @@ def compile_records(table: TablePlan) -> tuple[CompiledRecords, tuple[LabelRule,
         PlanError: a rule reaches beyond the record, or does not fit its instrument.
     """
     for rule in table.labels:
-        if rule.offset_bits < 0 or rule.size_bits < 1 or rule.offset_bits + rule.size_bits > table.value_size * 8:
-            raise PlanError(
-                f"map {table.map!r}: label {rule.name!r} of {rule.size_bits} bits at bit {rule.offset_bits} does not "
-                f"lie inside {table.value_size} bytes; rebuild the object"
-            )
+        for offset_bits, size_bits in rule.places:
+            if offset_bits < 0 or size_bits < 1 or offset_bits + size_bits > table.value_size * 8:
+                raise PlanError(
+                    f"map {table.map!r}: label {rule.name!r} of {size_bits} bits at bit {offset_bits} does not "
+                    f"lie inside {table.value_size} bytes; rebuild the object"
+                )
     spans = key_spans(table.labels)
     labels = key_labels(table.labels, spans)
     ops: list[tuple[Bits | None, int, int, bool, int | None, int, int, int]] = []

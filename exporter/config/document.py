@@ -171,6 +171,7 @@ IMAGE = Object(
         "attach": Key(MapOf(*_C_NAME, ATTACH), "Where single programs attach, by the program's C name."),
         "maps": Key(MapOf(*_C_NAME, MAP), "Changes to single maps, by C name."),
         "limits": Key(Object(LIMITS), "What the image may use; defaults.limits fills what is left out."),
+        "btf": Key(PathText(), "Types of the running kernel for this image, instead of the global btf."),
         "expire_after": Key(EXPIRE_AFTER.type, EXPIRE_AFTER.help),
     },
     json_extra={"anyOf": [{"required": ["ref"]}, {"required": ["name"]}, {"required": ["<<"]}]},
@@ -227,6 +228,11 @@ AGENT = Object(
             ),
             "What images use that do not say it themselves.",
         ),
+        "btf": Key(
+            PathText(),
+            "Types (BTF) of kernels that do not show their own: a file, an archive, or a directory with BTFHub's "
+            "ID/VERSION/ARCH/RELEASE.btf.tar.xz. Not looked at where the kernel has them.",
+        ),
         "registries": Key(MapOf(*_REGISTRY, REGISTRY), "How to talk to single registries, by host or host:port."),
         "resource": Key(
             Object({"attributes": Key(MapOf(*_ATTRIBUTE_NAME, String()), "Added to the OpenTelemetry resource.")}),
@@ -275,6 +281,16 @@ AGENT = Object(
                                     Duration("100ms", "52w"),
                                     "How long an event is offered to a receiver that is away before it is counted as "
                                     "failed; default: for ever.",
+                                ),
+                                "attribute_value_length_limit": Key(
+                                    Int(1, 1_000_000_000),
+                                    "Characters of a text that a program says in an event; the others are cut off. "
+                                    "Default: all of them.",
+                                ),
+                                "attribute_count_limit": Key(
+                                    Int(1, 1_000_000_000),
+                                    "Attributes that a program gives an event; the others are left out and counted in "
+                                    "it. Default: all of them.",
                                 ),
                                 **_of_signal(_OTLP_TRANSPORT),
                             },

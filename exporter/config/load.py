@@ -269,7 +269,10 @@ def _build(
     retry = defaults.get("retry", {})
     telemetry = dict(values.get("telemetry", {}))
     return AgentConfig(
-        images=tuple(_build_image(image.node, value, limits, expire_after_s) for image, value in images),
+        images=tuple(
+            _build_image(image.node, {"btf": values.get("btf", ""), **value}, limits, expire_after_s)
+            for image, value in images
+        ),
         registries={host: RegistryConfig(**value) for host, value in values.get("registries", {}).items()},
         retry=RetryConfig(**{f"{name}_s": value for name, value in retry.items()}),
         resource_attributes=values.get("resource", {}).get("attributes", {}),
@@ -286,9 +289,8 @@ def _build_image(node: Node, value: dict[str, Any], limits: Limits, expire_after
     scheme, path = ("oci:", ref.removeprefix("oci:")) if ref.startswith("oci:") else ("", ref)
     if path.startswith(("./", "../")):
         ref = scheme + os.path.normpath(Path(ref_node.start_mark.name).absolute().parent / path)
-    simple = {
-        name: value[name] for name in ("pull", "required", "partial", "enabled", "labels", "globals") if name in value
-    }
+    plain = ("pull", "required", "partial", "enabled", "labels", "globals", "btf")
+    simple = {name: value[name] for name in plain if name in value}
     return ImageConfig(
         name=value["name"],
         ref=ref,

@@ -148,6 +148,11 @@ def settings_from_environment(env: Mapping[str, str]) -> OtlpEnvironment:
         ("logs_export_timeout_s", "OTEL_BLRP_EXPORT_TIMEOUT", _milliseconds),
         ("logs_queue_records", "OTEL_BLRP_MAX_QUEUE_SIZE", _count),
         ("logs_batch_records", "OTEL_BLRP_MAX_EXPORT_BATCH_SIZE", _count),
+        # Of two the one for log records comes last and wins.
+        ("logs_value_length_limit", "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT", _count),
+        ("logs_value_length_limit", "OTEL_LOGRECORD_ATTRIBUTE_VALUE_LENGTH_LIMIT", _count),
+        ("logs_attribute_limit", "OTEL_ATTRIBUTE_COUNT_LIMIT", _count),
+        ("logs_attribute_limit", "OTEL_LOGRECORD_ATTRIBUTE_COUNT_LIMIT", _count),
     ):
         value = read(name, kind)
         if value is not None:
@@ -197,6 +202,8 @@ _OF_SIGNAL: dict[str, dict[str, str]] = {
         "queue_records": "logs_queue_records",
         "batch_records": "logs_batch_records",
         "export_timeout": "logs_export_timeout_s",
+        "attribute_value_length_limit": "logs_value_length_limit",
+        "attribute_count_limit": "logs_attribute_limit",
     },
     "traces": {},
 }

@@ -92,6 +92,7 @@ class ImageConfig:
             ``ksym:NAME`` is the address of a kernel symbol.
         maps: Changes to single maps, by C name.
         expire_after_s: A series unchanged for this long is no longer shown.
+        btf: Path of the types of kernels that do not show their own; empty for none.
         file, line: Where its reference stands, for messages.
     """
 
@@ -109,6 +110,7 @@ class ImageConfig:
     maps: Mapping[str, MapConfig] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
     expire_after_s: float = 3600.0
+    btf: str = ""
     file: str = ""
     line: int = 0
 
@@ -167,6 +169,8 @@ class OtlpConfig:
         logs_queue_records: Events that may wait; 0 for as many as its bytes hold.
         logs_batch_records: Events in one request; 0 for as many as its bytes hold.
         logs_export_timeout_s: How long an event is offered before it has failed; 0 for ever.
+        logs_value_length_limit: Characters of a text that a program says in an event; 0 for all of them.
+        logs_attribute_limit: Attributes that a program gives an event; 0 for all of them.
         traces_enabled: Whether the agent posts spans of its own work.
         metrics, logs, traces: What a signal has of its own.
     """
@@ -189,6 +193,8 @@ class OtlpConfig:
     logs_queue_records: int = 0
     logs_batch_records: int = 0
     logs_export_timeout_s: float = 0.0
+    logs_value_length_limit: int = 0
+    logs_attribute_limit: int = 0
     traces_enabled: bool = False
     metrics: OtlpSignalConfig = field(default_factory=OtlpSignalConfig)
     logs: OtlpSignalConfig = field(default_factory=OtlpSignalConfig)

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from exporter.errors import ExportError
 
+_VSOCK = "vsock://"
 _LOOPBACKS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - is told, not bound
 
 
@@ -20,11 +21,6 @@ def parse_address(address: str) -> tuple[str, int]:
     Raises:
         ExportError: it is none of these.
     """
-    if address.startswith("vsock://"):
-        raise ExportError(
-            f"listen address {address!r}: vsock is not supported; write ':19435', '127.0.0.1:19435' or '[::1]:19435'",
-            code="web.address",
-        )
     host, colon, port = address.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
@@ -44,8 +40,15 @@ def listen(address: str) -> socket.socket:
     Raises:
         ExportError: it cannot be listened on.
     """
-    host, port = parse_address(address)
+    vsock = address.startswith(_VSOCK)
+    host, port = parse_address(address.removeprefix(_VSOCK))
+    if vsock and host:
+        raise ExportError(
+            f"listen address {address!r}: a vsock address has a port only; write 'vsock://:19435'", code="web.address"
+        )
     try:
+        if vsock:
+            return _listen_vsock(port)
         if host in ("", "::") and socket.has_dualstack_ipv6():
             return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=128)
         flags = socket.AI_PASSIVE | socket.AI_ADDRCONFIG if not host else 0
@@ -58,11 +61,25 @@ def listen(address: str) -> socket.socket:
             reason = "port is in use; stop what listens there (see `ss -ltnp`) or choose another port"
         elif cause.errno == errno.EACCES:
             reason = "permission denied; ports below 1024 need CAP_NET_BIND_SERVICE"
+        elif cause.errno == errno.EAFNOSUPPORT and vsock:
+            reason = "this kernel has no vsock (CONFIG_VSOCKETS, module vsock)"
         elif cause.errno == errno.EADDRNOTAVAIL:
             reason = "this machine does not have the address"
         else:
             reason = cause.strerror or str(cause)
         raise ExportError(f"listen address {address!r}: {reason}", code="web.listen") from cause
+
+
+def _listen_vsock(port: int) -> socket.socket:
+    """For the host of this virtual machine, or its guests, by the machine's context id."""
+    listening = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+    try:
+        listening.bind((socket.VMADDR_CID_ANY, port or socket.VMADDR_PORT_ANY))
+        listening.listen(128)
+    except BaseException:
+        listening.close()
+        raise
+    return listening
 
 
 def handed_over(descriptors: Iterable[int]) -> list[socket.socket]:
@@ -94,8 +111,10 @@ def handed_over(descriptors: Iterable[int]) -> list[socket.socket]:
 
 
 def location(listening: socket.socket) -> str:
-    """Give the ``//HOST:PORT`` of a URL by which this machine reaches it, or ``unix:PATH``."""
+    """Give the ``//HOST:PORT`` of a URL by which this machine reaches it, ``unix:PATH`` or ``vsock://:PORT``."""
     name = listening.getsockname()
+    if listening.family == socket.AF_VSOCK:
+        return f"{_VSOCK}:{name[1]}"
     if listening.family not in (socket.AF_INET, socket.AF_INET6):
         return f"unix:{name}" if listening.family == socket.AF_UNIX else str(name)
     host, port = name[:2]

@@ -93,6 +93,7 @@ class Handlers:
         metrics: Text of a scrape; raises :class:`UnknownCollectorError`.
         healthy: One line of text while the agent works, or raises.
         ready: Whether every required image runs, and one line that says so.
+        reload: Reads the configuration again, and says whether it was good, and one line; None: nobody may ask for it.
         landing: Title and one sentence of the landing page.
         expositions: The formats ``metrics`` can give; the text format 0.0.4 must be among them.
         web_config: Is told what is wrong when the web configuration cannot be used any more, and ""
@@ -106,6 +107,7 @@ class Handlers:
     refused: Callable[[str, str], None] = lambda _client, _reason: None
     healthy: Callable[[], str] = lambda: "skep is healthy"
     ready: Callable[[], tuple[bool, str]] = lambda: (True, "skep is ready")
+    reload: Callable[[], tuple[bool, str]] | None = None
     landing: Callable[[], tuple[str, str]] = lambda: ("skep", "Numbers and events of eBPF programs.")
 
 
@@ -399,6 +401,23 @@ class _Connection(http.server.BaseHTTPRequestHandler):
             return None
         return time.monotonic() + timeout_s - min(_DEADLINE_MARGIN_S, timeout_s / 10)
 
+    def do_POST(self) -> None:
+        self._change()
+
+    def do_PUT(self) -> None:
+        self._change()
+
+    def _change(self) -> None:
+        """The one thing that a client may have done: ``/-/reload``."""
+        if urlsplit(self.path).path != "/-/reload":
+            self._method_not_allowed()
+            return
+        self.close_connection = True  # a body is not read
+        if self._outdated():
+            return
+        with self.server.owner.gate.request(self._accepted):
+            self._send(self._refusal() or self.server.owner.reload())
+
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
         # Whatever other method a client sends is known and not allowed.
         if name.startswith("do_"):
@@ -595,6 +614,8 @@ class MetricsServer:
             if url.path == "/-/ready":
                 ready, text = self._handlers.ready()
                 return Answer(HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE, text.encode() + b"\n")
+            if url.path == "/-/reload":
+                return Answer(HTTPStatus.METHOD_NOT_ALLOWED, b"only POST and PUT\n", headers=(("Allow", "POST, PUT"),))
             if url.path == "/":
                 return self._landing()
         except Exception:
@@ -603,6 +624,17 @@ class MetricsServer:
                 self.gate.answered(HTTPStatus.INTERNAL_SERVER_ERROR)
             return Answer(HTTPStatus.INTERNAL_SERVER_ERROR, b"internal error; see the log of skep\n")
         return Answer(HTTPStatus.NOT_FOUND, b"not found\n")
+
+    def reload(self) -> Answer:
+        """Answer a request to read the configuration again; never raises."""
+        if self._handlers.reload is None:
+            return Answer(HTTPStatus.FORBIDDEN, b"reloading over HTTP is off; --web.enable-lifecycle turns it on\n")
+        try:
+            good, text = self._handlers.reload()
+        except Exception:
+            _log.exception("answering /-/reload failed")
+            return Answer(HTTPStatus.INTERNAL_SERVER_ERROR, b"internal error; see the log of skep\n")
+        return Answer(HTTPStatus.OK if good else HTTPStatus.INTERNAL_SERVER_ERROR, text.encode() + b"\n")
 
     def _metrics(
         self, asked: Mapping[str, Sequence[str]], accept: str, deadline_s: float | None, packed: bool

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from exporter.errors import ImageError
@@ -46,6 +47,8 @@ class Bundle:
         version: ``org.opencontainers.image.version``, else the tag, else empty.
         architecture: As OCI spells it; empty when the image does not say.
         created: ``org.opencontainers.image.created``, or empty.
+        types: Reads the BTF of kernels that do not show their own, one file or an archive of them; None if it carries
+            none. Few hosts want it, so it is not held.
     """
 
     reference: Reference
@@ -59,6 +62,7 @@ class Bundle:
     version: str = ""
     architecture: str = ""
     created: str = ""
+    types: Callable[[], bytes] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +172,7 @@ def assemble(reference: Reference, root: Descriptor, read: ReadBlob, *, architec
         version=chosen.annotations.get(VERSION) or reference.tag,
         architecture=stated,
         created=chosen.annotations.get(CREATED, ""),
+        types=partial(read, payload.types) if payload.types else None,
     )
 
 

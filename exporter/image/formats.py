@@ -37,6 +37,8 @@ INDEX_TYPES = (OCI_INDEX, DOCKER_LIST)
 
 BEE_CONFIG = "application/ebpf.oci.image.config.v1+json"
 BEE_PROGRAM = "application/ebpf.oci.image.program.v1+binary"
+KERNEL_TYPES = "application/vnd.skep.btf.v1"
+"""A layer with BTF of kernels that do not show their own: one file, or an archive of them."""
 TITLE = "org.opencontainers.image.title"
 VERSION = "org.opencontainers.image.version"
 CREATED = "org.opencontainers.image.created"
@@ -114,10 +116,11 @@ class Index:
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """Which layer of a recognised manifest holds the object."""
+    """Which layer of a recognised manifest holds the object, and which types of kernels if one does."""
 
     format: str
     layer: Descriptor
+    types: Descriptor | None = None
 
 
 def strict_json(raw: bytes, *, subject: str, code: str = "img.manifest_json") -> Any:  # noqa: ANN401 JSON
@@ -271,10 +274,17 @@ def recognise(manifest: Manifest, *, subject: str) -> Payload:
         ImageError: ``img.ambiguous_payload``, ``img.layer_encoding`` or
             ``img.unknown_format`` with the types seen.
     """
-    bee = [layer for layer in manifest.layers if layer.media_type == BEE_PROGRAM]
+    types = [layer for layer in manifest.layers if layer.media_type == KERNEL_TYPES]
+    layers = [layer for layer in manifest.layers if layer.media_type != KERNEL_TYPES]
+    if len(types) > 1:
+        raise ImageError(
+            f"{subject}: {len(types)} layers are of type {KERNEL_TYPES}, must be 1 at most; put them into one archive",
+            code="img.ambiguous_payload",
+        )
+    bee = [layer for layer in layers if layer.media_type == BEE_PROGRAM]
     if not bee and manifest.config.media_type == BEE_CONFIG:
-        bee = [layer for layer in manifest.layers if layer.title == "program.o"]
-    candidates = bee or (list(manifest.layers) if len(manifest.layers) == 1 else [])
+        bee = [layer for layer in layers if layer.title == "program.o"]
+    candidates = bee or (layers if len(layers) == 1 else [])
     if len(candidates) > 1:
         raise ImageError(
             f"{subject}: {len(candidates)} layers are programs, must be 1; which one is meant cannot be known",
@@ -301,7 +311,7 @@ def recognise(manifest: Manifest, *, subject: str) -> Payload:
             f"must be {BEE_PROGRAM} or a raw BPF object",
             code="img.unknown_format",
         )
-    return Payload("bumblebee" if bee else "generic", layer)
+    return Payload("bumblebee" if bee else "generic", layer, types[0] if types else None)
 
 
 def is_bpf_elf(data: bytes) -> bool:
@@ -341,7 +351,7 @@ class Artifact:
 
 
 def build_artifact(
-    objects: Mapping[str, bytes], metadata: Mapping[str, Any], annotations: Mapping[str, str]
+    objects: Mapping[str, bytes], metadata: Mapping[str, Any], annotations: Mapping[str, str], types: bytes = b""
 ) -> Artifact:
     """Write an image that skep and BumbleBee both read; equal input gives equal bytes.
 
@@ -349,6 +359,7 @@ def build_artifact(
         objects: Object bytes by architecture; one gives a manifest, several an index.
         metadata: The ``skep`` document, may be empty.
         annotations: For the manifests and the index, such as ``org.opencontainers.image.version``.
+        types: BTF of kernels that do not show their own, one file or an archive; empty for no such layer.
     """
     if not objects:
         raise ValueError("an image needs at least one object")
@@ -369,6 +380,10 @@ def build_artifact(
             "config": descriptor_json(config_entry),
             "layers": [descriptor_json(layer_entry)],
         }
+        if types:
+            types_entry = Descriptor(KERNEL_TYPES, Digest.of(types), len(types))
+            manifest["layers"].append(descriptor_json(types_entry))
+            blobs.append((types_entry, types))
         if annotations:
             manifest["annotations"] = dict(sorted(annotations.items()))
         raw = compact_json(manifest)

@@ -217,6 +217,7 @@ class Store:
         objects: Mapping[str, bytes],
         metadata: Mapping[str, Any] | None = None,
         annotations: Mapping[str, str] | None = None,
+        types: bytes = b"",
     ) -> Digest:
         """Build an image and name it.
 
@@ -225,6 +226,7 @@ class Store:
             objects: Object bytes by architecture.
             metadata: The ``skep`` document.
             annotations: Of the manifests.
+            types: BTF of kernels that do not show their own, one file or an archive of them; empty for none.
 
         Returns:
             The digest of the index (several architectures) or the manifest.
@@ -246,7 +248,13 @@ class Store:
                     f"the limit is {BLOB_LIMIT}; strip it",
                     code="img.blob_size",
                 )
-        artifact = build_artifact(objects, metadata or {}, annotations or {})
+        if len(types) > BLOB_LIMIT:
+            raise ImageError(
+                f"image '{reference}': types of kernels are {len(types)} bytes, the limit is {BLOB_LIMIT}; "
+                "give an archive of those kernels that need them",
+                code="img.blob_size",
+            )
+        artifact = build_artifact(objects, metadata or {}, annotations or {}, types)
         with self.writing():
             for descriptor, content in artifact.blobs:
                 self.write(descriptor, (content,))
@@ -271,6 +279,11 @@ class Store:
         """Hold off garbage collection while blobs are added that nothing names yet."""
         self._prepare()
         with self._locked(".blobs.lock", fcntl.LOCK_SH):
+            # Not before: until the lock is held somebody's garbage collection takes a file that is being written.
+            marker = self.path / "oci-layout"
+            if not marker.exists():
+                with self._replacing(marker) as write:
+                    write(_LAYOUT)
             yield
 
     def write(self, descriptor: Descriptor, pieces: Iterable[bytes]) -> None:
@@ -363,7 +376,8 @@ class Store:
             forgotten = [self._describe(entry) for entry in leaving]
             if leaving:
                 self._write_index([entry for entry in entries if entry not in leaving])
-        self._collect_garbage()
+            # Under the lock still: nobody is writing the index, whose new file would be garbage to us.
+            self._collect_garbage()
         return forgotten
 
     def prune(self, keep: int, in_use: Collection[Digest] = ()) -> _Images:
@@ -397,7 +411,8 @@ class Store:
             forgotten = [self._describe(entry) for entry in leaving]
             if leaving:
                 self._write_index(staying)
-        self._collect_garbage()
+            # Under the lock still: nobody is writing the index, whose new file would be garbage to us.
+            self._collect_garbage()
         return forgotten
 
     # -- Inside ----------------------------------------------------------------------------
@@ -562,10 +577,6 @@ class Store:
         try:
             for directory in (self.path / "blobs" / "sha256", self.path / "ingest"):
                 directory.mkdir(parents=True, exist_ok=True)
-            marker = self.path / "oci-layout"
-            if not marker.exists():
-                with self._replacing(marker) as write:
-                    write(_LAYOUT)
         except OSError as cause:
             self._failed("create", self.path, cause)
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         online_cpus,
         possible_cpus,
         probe,
+        shows_types,
     )
     from .inner import InnerRows
     from .maps import Batch, Map
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from .stacks import Stacks
     from .storage import StorageRows
     from .support import Finding, Verdict, findings
+    from .types import Host, find_types, types_in
     from .usage import ProgramUsage, RunStatistics
 
 _HOMES = {
@@ -54,6 +56,7 @@ _HOMES = {
     "Finding": "support",
     "GlobalRequest": "collection",
     "InnerRows": "inner",
+    "Host": "types",
     "LoadRequest": "collection",
     "Map": "maps",
     "MapRequest": "collection",
@@ -65,13 +68,16 @@ _HOMES = {
     "StorageRows": "storage",
     "RunStatistics": "usage",
     "Verdict": "support",
+    "find_types": "types",
     "findings": "support",
     "libbpf_version": "features",
     "load": "collection",
     "online_cpus": "features",
     "possible_cpus": "features",
     "probe": "features",
+    "shows_types": "features",
     "sweep": "netlink",
+    "types_in": "types",
 }
 
 __all__ = [
@@ -81,6 +87,7 @@ __all__ = [
     "Features",
     "Finding",
     "GlobalRequest",
+    "Host",
     "InnerRows",
     "LoadRequest",
     "Map",
@@ -93,13 +100,16 @@ __all__ = [
     "Stacks",
     "StorageRows",
     "Verdict",
+    "find_types",
     "findings",
     "libbpf_version",
     "load",
     "online_cpus",
     "possible_cpus",
     "probe",
+    "shows_types",
     "sweep",
+    "types_in",
 ]
 
 

@@ -55,10 +55,11 @@ class GlobalValue(TypedDict):
 
 
 class Request(TypedDict):
-    """To the child; the object's descriptor comes with it."""
+    """To the child; with it the object's descriptor, and that of the kernel's types if they have a hash here."""
 
     name: str
     sha256: str
+    types_sha256: str
     deadline_s: float
     partial: bool
     skip: list[str]

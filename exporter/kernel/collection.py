@@ -113,7 +113,9 @@ class LoadRequest:
             variables, such as ``.bss``, is a map of one row.
         enums: Kernel enums whose values are asked for.
         partial: Programs that cannot load or attach are reported and the others run; else the first fails the load.
-        deadline_s: From the call's beginning to its end.
+        deadline_s: Of one attempt, its beginning to its end; each program that has to be left out costs another.
+        types: BTF of the running kernel, for one that shows none; empty for its own.
+        no_types: Why there is none, if it was looked for; said where it is missed.
     """
 
     name: str
@@ -125,6 +127,8 @@ class LoadRequest:
     enums: tuple[str, ...] = ()
     partial: bool = True
     deadline_s: float = 30.0
+    types: bytes = b""
+    no_types: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,11 +276,11 @@ def load(request: LoadRequest) -> Collection:
             ``kernel.crashed`` and ``kernel.deadline``: the child did not answer;
             ``kernel.loader``: it could not be started.
     """
-    deadline = time.monotonic() + request.deadline_s
     sections = {program.name: program.section for program in request.programs}
     refused: dict[str, KernelError] = {}
     absent: list[str] = []
     while True:
+        deadline = time.monotonic() + request.deadline_s
         try:
             answer, descriptors, log = _ask_child(request, tuple(refused), absent, deadline)
         except OSError as refusal:  # no process, no descriptor, no memory for one
@@ -293,9 +297,7 @@ def load(request: LoadRequest) -> Collection:
             continue
         told = [answer["failure"]] if answer["failure"] else [entry["failure"] for entry in answer["programs"]]
         errors = {
-            failure["program"] or diagnosis.failed_program(log): diagnosis.explain(
-                failure, sections=sections, log=log, features=features.probe()
-            )
+            failure["program"] or diagnosis.failed_program(log): _explained(request, failure, log)
             for failure in told
             if failure
         }
@@ -341,7 +343,7 @@ def _sample(program: Program, cpus: Sequence[int]) -> list[int]:
         "cpus": list(cpus),
         "deadline_s": _SAMPLE_DEADLINE_S,
     }
-    answer, links, log = _ask(request, program.fd, time.monotonic() + _SAMPLE_DEADLINE_S, _SAMPLE_DEADLINE_S)
+    answer, links, log = _ask(request, [program.fd], time.monotonic() + _SAMPLE_DEADLINE_S, _SAMPLE_DEADLINE_S)
     if failure := answer["failure"]:
         sections = {program.name: program.section}
         told: channel.Failure = {**failure, "program": program.name}
@@ -393,6 +395,12 @@ def _collect(
     return collection
 
 
+def _explained(request: LoadRequest, failure: channel.Failure, log: str) -> KernelError:
+    sections = {program.name: program.section for program in request.programs}
+    types = diagnosis.FROM_FILE if request.types else request.no_types
+    return diagnosis.explain(failure, sections=sections, log=log, features=features.probe(), types=types)
+
+
 def _nameless(error: KernelError, name: str) -> str:
     return str(error).removeprefix(f"program {name!r}: ")
 
@@ -404,6 +412,7 @@ def _ask_child(
     document: channel.Request = {
         "name": request.name,
         "sha256": hashlib.sha256(request.object).hexdigest(),
+        "types_sha256": hashlib.sha256(request.types).hexdigest() if request.types else "",
         "deadline_s": max(0.0, deadline - time.monotonic()),
         "partial": request.partial,
         "skip": list(skip),
@@ -434,17 +443,21 @@ def _ask_child(
         "read_maps": list(request.read_maps),
         "enums": list(request.enums),
     }
-    image = _sealed(request.object)
+    sealed: list[int] = []
     try:
-        return _ask(document, image, deadline, request.deadline_s)
+        sealed.append(_sealed(request.object))
+        if request.types:
+            sealed.append(_sealed(request.types))
+        return _ask(document, sealed, deadline, request.deadline_s)
     finally:
-        os.close(image)
+        for descriptor in sealed:
+            os.close(descriptor)
 
 
 def _ask(
-    document: channel.Request | channel.SampleRequest, given: int, deadline: float, deadline_s: float
+    document: channel.Request | channel.SampleRequest, given: Sequence[int], deadline: float, deadline_s: float
 ) -> tuple[channel.Answer, list[int], str]:
-    """Start a child, give it a document and a descriptor, and take its answer."""
+    """Start a child, give it a document and descriptors, and take its answer."""
     with contextlib.ExitStack() as stack:
         log = os.memfd_create("skep-loader-log", os.MFD_CLOEXEC)
         stack.callback(os.close, log)
@@ -453,7 +466,7 @@ def _ask(
         with theirs:
             child = _start(theirs.fileno(), log)
         try:
-            channel.send(ours, document, [given])
+            channel.send(ours, document, given)
             answer, descriptors = channel.receive(ours, deadline=deadline)
         except TimeoutError:
             _kill(child)

@@ -57,7 +57,9 @@ _TOO_LARGE = re.compile(
     r"BPF program is too large\. Processed \d+ insn|program too large \(\d+ insns\)|"
     r"The sequence of \d+ jumps is too complex|too many states"
 )
-_NO_BTF = "this kernel shows no BTF of its own (CONFIG_DEBUG_INFO_BTF); use one that does"
+FROM_FILE = "its types come from a file, which serves CO-RE only; use a raw_tp, tracepoint or kprobe program"
+"""Said where a kernel's own types are missed though a file stands in for them."""
+_GIVE_TYPES = "give its types with `btf:` in the configuration, or use a kernel that shows them"
 
 
 def errno_name(number: int) -> str:
@@ -136,6 +138,12 @@ class _Case:
     sections: Mapping[str, str]
     log: str
     features: Features
+    types: str
+
+    @property
+    def no_btf(self) -> str:
+        """That the kernel shows no types, and what is known or to be done about it."""
+        return f"{self.kernel} shows no BTF of its own (CONFIG_DEBUG_INFO_BTF); {self.types or _GIVE_TYPES}"
 
     @property
     def errno(self) -> int:
@@ -168,12 +176,15 @@ class _Case:
         return f"{self.kernel} was perhaps built without {hook.needs}"
 
 
-def explain(failure: Failure, *, sections: Mapping[str, str], log: str, features: Features) -> KernelError:
+def explain(
+    failure: Failure, *, sections: Mapping[str, str], log: str, features: Features, types: str = ""
+) -> KernelError:
     """Say what a failure of the loader means.
 
-    ``sections`` has that of each program of the request, ``log`` what libbpf and the verifier said.
+    ``sections`` has that of each program of the request, ``log`` what libbpf and the verifier said, ``types`` what
+    became of finding the kernel's types elsewhere, if it does not show its own.
     """
-    case = _Case(failure, sections, log, features)
+    case = _Case(failure, sections, log, features, types)
     message, code = _EXPLAIN.get(failure["stage"], _explain_other)(case)
     return KernelError(message, code=code, log=tail(log))
 
@@ -216,7 +227,7 @@ def _explain_prepare(case: _Case) -> tuple[str, str]:
 
 
 def _explain_enums(case: _Case) -> tuple[str, str]:
-    return f"kernel: {case.doing}; {_NO_BTF}", "kernel.btf"
+    return f"kernel: {case.doing}; the types that were given for it are damaged, get them again", "kernel.btf"
 
 
 def _explain_load(case: _Case) -> tuple[str, str]:
@@ -235,7 +246,10 @@ def _explain_load(case: _Case) -> tuple[str, str]:
         has = f"attaches to {target[2]!r}, which {case.kernel} does not have; choose another with attach.target"
         return f"program {name!r}: section {case.sections.get(name, '')!r} {has}", "kernel.attach_target"
     if re.search(r"failed to find valid kernel BTF|[Ee]rror loading vmlinux BTF|kernel BTF is missing", log):
-        return f"{subject}: needs the types of the running kernel; {_NO_BTF}", "kernel.btf"
+        return f"{subject}: needs the types of the running kernel; {case.no_btf}", "kernel.btf"
+    if re.search(r"failed to parse target BTF", log):
+        given = f"the types that were given for {case.kernel} are damaged or of something else"
+        return f"{subject}: {given}; get the BTF of this very kernel", "kernel.btf"
     if match := re.search(r"prog '([^']+)': missing BPF prog type, check ELF section name '([^']+)'", log):
         return _unknown_section(match), "elf.prog_type"
     if match := re.search(r"kfunc '([^']+)' is referenced but wasn't resolved", log):
@@ -348,6 +362,8 @@ def _place_remedy(case: _Case, program: str, head: str, number: int) -> str:
         return f"{case.kernel} does not count that on this machine; choose another event, such as software:cpu-clock"
     if number == errno.ENODEV:
         return f"{case.kernel} has no such interface; choose another with attach.interfaces"
+    if number == errno.EAFNOSUPPORT:
+        return "packet sockets are not allowed here; RestrictAddressFamilies= of the unit needs AF_PACKET"
     if number == errno.EBADF and head in ("cgroup", "cgroup_skb", "sockops", "lsm_cgroup"):
         return "choose a directory of cgroup v2 with attach.cgroup"
     if number == errno.EINVAL and (lacks := case.lacks(program)):
@@ -371,6 +387,8 @@ def _function_remedy(case: _Case, number: int) -> str:
 
 
 def _attach_remedy(features: Features, head: str) -> str:
+    if head == "socket" and Capability.SYS_ADMIN not in features.capabilities:
+        return "it needs CAP_NET_RAW"
     if head in _NETWORK_SECTIONS and not features.has(Capability.NET_ADMIN):
         return "it needs CAP_NET_ADMIN"
     instead = "or use a tp_btf or raw_tp program"

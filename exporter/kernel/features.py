@@ -74,6 +74,11 @@ def probe() -> Features:
     )
 
 
+def shows_types() -> bool:
+    """Whether the kernel shows its own types."""
+    return VMLINUX_BTF.exists()
+
+
 def libbpf_version() -> str:
     """The libbpf this process would load objects with, ``1.4``."""
     from . import _libbpf  # noqa: PLC0415  only who asks needs the library

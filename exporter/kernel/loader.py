@@ -56,10 +56,13 @@ def main() -> int:
     _confine()
     parent = socket.socket(fileno=0)
     answer: Answer
-    request, (given,) = channel.receive(parent)
+    request, (given, *types) = channel.receive(parent)
     signal.alarm(int(request["deadline_s"]) + 2)
     try:
-        answer, descriptors, _keep_open = _sample(request, given) if "sample" in request else _serve(request, given)
+        if "sample" in request:
+            answer, descriptors, _keep_open = _sample(request, given)
+        else:
+            answer, descriptors, _keep_open = _serve(request, given, types)
     except RefusalError as refused:
         answer = {"failure": refused.failure, "maps": [], "programs": [], "enums": {}, "stages": {}}
         descriptors = []
@@ -85,15 +88,20 @@ def _note(stage: str) -> None:
     os.write(2, f"loader: {stage}\n".encode())
 
 
-def _serve(request: Request, image: int) -> tuple[Answer, list[int], _libbpf.Object]:
+def _serve(request: Request, image: int, types: list[int]) -> tuple[Answer, list[int], _libbpf.Object]:
     """The answer, its descriptors, and the object that owns some of them until they are sent."""
     _note("checking the object")
     data = _sealed_bytes(image, request["sha256"])
+    types_path = ""
+    if request["types_sha256"]:
+        _sealed_bytes(types[0], request["types_sha256"]).close()
+        types_path = f"/proc/self/fd/{types[0]}"
     _libbpf.setup()
     _note("opening the object")
     learn_sections(wanted["section"] for wanted in request["programs"])
     try:
-        opened = _libbpf.Object(weakened(data[:], request["weak"]) if request["weak"] else data, request["name"])
+        bytes_ = weakened(data[:], request["weak"]) if request["weak"] else data
+        opened = _libbpf.Object(bytes_, request["name"], types_path)
     except OSError as error:
         raise RefusalError.by(error, "open") from None
     programs, maps = _match(opened, request)
@@ -102,9 +110,12 @@ def _serve(request: Request, image: int) -> tuple[Answer, list[int], _libbpf.Obj
     if request["enums"]:
         _note("reading the kernel's enums")
         try:
-            enums = _libbpf.kernel_enums(request["enums"])
+            enums = _libbpf.kernel_enums(request["enums"], types_path)
         except OSError as error:
-            raise RefusalError.by(error, "enums") from None
+            if types_path:
+                raise RefusalError.by(error, "enums") from None
+            # No types anywhere: then the object's own values are the best there are.
+            enums = {name: {} for name in request["enums"]}
     _note("loading the object")
     loading_s = time.monotonic()
     try:

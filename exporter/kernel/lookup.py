@@ -1,7 +1,7 @@
 """What numbers of the kernel are called on this machine, now.
 
-Users, block devices, network interfaces, symbols, processes and cgroups. Answers are
-kept in a bounded cache that drops what was used least recently; those that may
+Users, groups, processes, devices, network interfaces, symbols, PCI ids and
+cgroups. Answers are kept in a bounded cache that drops what was used least recently; those that may
 change, and the answer that there is none, expire. A number without a name is
 shown as a number where that says something (``8:17``, ``1001``, ``0xffff…``),
 and as nothing where it does not (a cgroup that is gone).
@@ -11,8 +11,10 @@ Cgroup paths are cut into unit, slice, container and pod by pure functions.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
+import grp
 import logging
 import os
 import pwd
@@ -23,15 +25,17 @@ import time
 from array import array
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from .removed import RemovedCgroups
 from .usersymbols import UserSymbols
 
 _log = logging.getLogger(__name__)
 
 _CACHED = 8192
 _CHANGING_S = 10.0
+_COMM_S = 1.0  # ids are given again, and a process changes its name when it executes
 _FOR_EVER = float("inf")
 
 
@@ -44,11 +48,20 @@ class Lookup:
 
     Args:
         proc, sys: Where procfs and sysfs are mounted.
+        pci_ids: Where distributions keep the names of PCI ids.
         clock: Monotonic seconds.
     """
 
-    def __init__(self, *, proc: str = "/proc", sys: str = "/sys", clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        *,
+        proc: str = "/proc",
+        sys: str = "/sys",
+        pci_ids: Sequence[str] = ("/usr/share/misc/pci.ids", "/usr/share/hwdata/pci.ids"),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._proc, self._sys = Path(proc), Path(sys)
+        self._pci = PciIds([Path(place) for place in pci_ids])
         self._recent = _Recent(_CACHED, clock)
         self._symbols = KernelSymbols(Path(proc), clock)
         self._user_symbols = UserSymbols(Path(proc), clock)
@@ -59,12 +72,13 @@ class Lookup:
         """The text of a value, or the empty string; never raises for what the machine says.
 
         Args:
-            decoder: ``uid``, ``device``, ``interface``, ``ksym``, ``cgroup``, ``cgroup.unit``,
-                ``cgroup.slice``, ``cgroup.container``, ``cgroup.pod``, ``comm`` or ``usym``.
+            decoder: ``uid``, ``gid``, ``pid.comm``, ``device``, ``interface``, ``ksym``, ``pci.vendor``,
+                ``pci.device``, ``pci.class``, ``cgroup``, ``cgroup.unit``, ``cgroup.slice``,
+                ``cgroup.container``, ``cgroup.pod`` or ``usym``.
             value: As the kernel has it, unsigned; of ``usym`` an address, and above its 64 bits the process's number.
         """
         with self._lock:
-            kind, _, part = decoder.partition(".")
+            kind, _, part = decoder.partition(".") if decoder.startswith("cgroup.") else (decoder, "", "")
             known = self._recent.get(kind, value)
             if known is None:
                 known, keep_s = self._ask(kind, value)
@@ -80,12 +94,16 @@ class Lookup:
         match kind:
             case "uid":
                 return user_name(value), _CHANGING_S
+            case "gid":
+                return group_name(value), _CHANGING_S
+            case "pid.comm":
+                return self._comm(value), _COMM_S
+            case "pci.vendor" | "pci.device" | "pci.class":
+                return self._pci.name(kind, value), _FOR_EVER
             case "device":
                 return self._device(value), _CHANGING_S
             case "interface":
                 return interface_name(value), _CHANGING_S
-            case "comm":
-                return process_name(self._proc, value), _CHANGING_S
             case "usym":
                 return self._user_symbols.name(value >> 64, value & 0xFFFFFFFFFFFFFFFF), _CHANGING_S
             case "ksym":
@@ -94,6 +112,13 @@ class Lookup:
                 path = self._cgroups.path(value)
                 return path, _FOR_EVER if path else _CHANGING_S
         raise ValueError(f"decoder {kind!r} is not looked up on the machine")
+
+    def _comm(self, pid: int) -> str:
+        # A thread's directory is there too, though no listing shows it.
+        try:
+            return (self._proc / str(pid) / "comm").read_bytes().rstrip(b"\n").decode("utf-8", "replace")
+        except OSError:
+            return ""
 
     def _device(self, dev: int) -> str:
         major, minor = dev >> 20 & 0xFFF, dev & 0xFFFFF
@@ -118,12 +143,15 @@ def user_name(uid: int) -> str:
         return str(uid)
 
 
-def process_name(proc: Path, pid: int) -> str:
-    """The name of a process as the kernel has it, 15 bytes at most; nothing if it is gone."""
-    try:
-        return (proc / str(pid) / "comm").read_bytes().removesuffix(b"\n").decode("utf-8", "replace")
-    except OSError:
+def group_name(gid: int) -> str:
+    """A group's name, or the number; nothing for -1."""
+    gid &= 0xFFFFFFFF
+    if gid == 0xFFFFFFFF:
         return ""
+    try:
+        return grp.getgrgid(gid).gr_name
+    except (KeyError, OSError):
+        return str(gid)
 
 
 def interface_name(index: int) -> str:
@@ -161,6 +189,41 @@ class _Recent:
 
     def __len__(self) -> int:
         return len(self._entries)
+
+
+class PciIds:
+    """Names of PCI vendors, devices and classes, from the list that distributions ship.
+
+    Nothing of it is kept: an answer is asked for once, and the list is a read of one or two megabytes.
+    """
+
+    def __init__(self, places: Sequence[Path]) -> None:
+        self._places = places
+
+    def name(self, kind: str, value: int) -> str:
+        """What ``pci.vendor``, ``pci.device`` or ``pci.class`` calls a number; the number, if nothing."""
+        match kind:
+            case "pci.vendor":
+                wanted, digits = [rb"^%04x  (.+)$" % (value & 0xFFFF)], 4
+                value &= 0xFFFF
+            case "pci.device":
+                vendor, value = value >> 16 & 0xFFFF, value & 0xFFFF
+                wanted, digits = [rb"^%04x  .*\n(?:[\t#].*\n)*?\t%04x  (.+)$" % (vendor, value)], 4
+            case _:
+                base, sub = value >> 16 & 0xFF, value >> 8 & 0xFF
+                below = rb"^C %02x  .*\n(?:[\t#].*\n)*?\t%02x  (.+)$" % (base, sub)
+                wanted, digits = [below, rb"^C %02x  (.+)$" % base], 6
+        listed = self._read()
+        for pattern in wanted:
+            if match := re.search(pattern, listed, re.MULTILINE):
+                return match[1].decode("utf-8", "replace")
+        return f"{value:#0{digits + 2}x}"
+
+    def _read(self) -> bytes:
+        for place in self._places:
+            with contextlib.suppress(OSError):
+                return place.read_bytes()
+        return b""
 
 
 # ---- kernel symbols ----
@@ -283,6 +346,9 @@ class Cgroups:
 
     On a hybrid layout the cgroup2 mount is one beside those of the old
     controllers, whose inode numbers overlap: only the former counts.
+
+    One that is gone by the time it is asked for is named by
+    :class:`.removed.RemovedCgroups`, where the kernel has that.
     """
 
     def __init__(self, proc: Path, clock: Callable[[], float]) -> None:
@@ -296,11 +362,15 @@ class Cgroups:
         self._walk_again = float("-inf")
         self._told = False
         self._open_by_handle = ctypes.CDLL(None, use_errno=True).open_by_handle_at
+        self._removed = RemovedCgroups(self._alive)
 
     def path(self, cgroup_id: int) -> str:
         """The path from the hierarchy's root on, ``/`` for the root, or nothing if there is no such cgroup."""
         if not self._find_mount():
             return ""
+        return self._alive(cgroup_id) or self._removed.path(cgroup_id)
+
+    def _alive(self, cgroup_id: int) -> str:
         if self._may_open:
             try:
                 return self._by_handle(cgroup_id)
@@ -312,7 +382,8 @@ class Cgroups:
         return self._by_walk(cgroup_id)
 
     def close(self) -> None:
-        """Close the mount's descriptor."""
+        """Close the descriptors on the mount."""
+        self._removed.close()
         if self._fd >= 0:
             os.close(self._fd)
         self._fd, self._mount, self._looked = -1, "", float("-inf")
@@ -328,6 +399,7 @@ class Cgroups:
             self._mount = cgroup2_mount((self._proc / "self" / "mountinfo").read_text("utf-8", "surrogateescape"))
             if self._mount:
                 self._fd = os.open(self._mount, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                self._removed.open(self._mount)
         except OSError:
             self._mount = ""
         if not self._mount and not self._told:
@@ -412,6 +484,9 @@ def cgroup2_mount(mountinfo: str) -> str:
 
 _UNIT = re.compile(r"\.(?:service|scope|socket|mount|swap)$")
 _CONTAINER = re.compile(r"(?:^|[-:_.])([0-9a-f]{64})(?:\.scope)?$")
+_NSPAWN = re.compile(r"systemd-nspawn@(.+)\.service$")
+_LXC = re.compile(r"lxc\.payload\.(.+)$")
+_ESCAPE = re.compile(r"\\x([0-9a-f]{2})")  # as systemd writes what a unit's name cannot hold
 _POD = re.compile(
     r"(?:^|-)pod([0-9a-f]{8}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{12}|[0-9a-f]{32})(?:\.slice)?(?::|$)"
 )
@@ -435,7 +510,7 @@ def slice_of(path: str) -> str:
 
 
 def container_of(path: str) -> str:
-    """The innermost container's id, 64 hexadecimal digits.
+    """The innermost container's id, 64 hexadecimal digits; of systemd-nspawn and LXC, the container's name.
 
     Knows scopes of Docker, containerd, CRI-O and Podman, and the plain
     directories of the cgroupfs driver; the monitor beside a container (conmon)
@@ -445,6 +520,8 @@ def container_of(path: str) -> str:
         match = _CONTAINER.search(part)
         if match and "conmon" not in part:
             return match[1]
+        if named := _NSPAWN.match(part) or _LXC.match(part):
+            return _ESCAPE.sub(lambda escape: chr(int(escape[1], 16)), named[1])
     return ""
 
 

@@ -10,6 +10,7 @@ open. A queue or stack wakes nobody and is asked on a short timer.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import threading
@@ -101,13 +102,15 @@ class _PerfBuffers:
             if old is not None:
                 gone.append(old.fd)
                 self._lost_before += old.lost()
-                self._left.append(old.read(1 << 62))
+                with contextlib.suppress(OSError):  # what contradicts itself is let go with its buffer
+                    self._left.append(old.read(1 << 62))
                 old.close()
             try:
                 self._buffers[cpu] = PerfBuffer(self._map_fd, cpu, PERF_BUFFER_BYTES, _PERF_WAKE_BYTES)
-            except OSError:
-                if not self._present and cpu == min(online):
-                    raise  # not one of a CPU that is just leaving, but of all
+            except OSError as error:
+                # A CPU may just be leaving. At first, anything else is a refusal: records of that CPU would go nowhere.
+                if error.errno != errno.ENODEV and not self._present:
+                    raise
                 online.discard(cpu)
                 continue
             came.append(self._buffers[cpu].fd)
@@ -218,7 +221,7 @@ class RingReader:
                 source = _Values(map)
         except OSError as error:
             remedy = ""
-            if map.type == PERF_EVENT_ARRAY and error.errno in (1, 13):
+            if map.type == PERF_EVENT_ARRAY and error.errno in (errno.EPERM, errno.EACCES):
                 remedy = "; needs CAP_PERFMON, and CAP_IPC_LOCK for more than kernel.perf_event_mlock_kb"
             raise KernelError(
                 f"map {map.name!r}: {error.strerror}: {errno_name(error.errno or 0)}{remedy}", code="kernel.ring"
@@ -267,7 +270,10 @@ class RingReader:
             for index, source in self._sources.items():
                 if not isinstance(source, _PerfBuffers):
                     continue
-                came, gone = source.follow()
+                try:
+                    came, gone = source.follow()
+                except OSError:  # the reader of all rings must not end of one; it is tried again in a second
+                    continue
                 # A closed descriptor left the epoll set by itself, and its number may be one of those that came.
                 self._fds[index] = [fd for fd in self._fds[index] if fd not in gone] + came
                 for fd in came:

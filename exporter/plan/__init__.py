@@ -5,9 +5,10 @@ can do it (``skep plan`` runs on a laptop without privilege) nor how a number is
 encoded for its readers.
 """
 
+from .decoders import DECODERS
 from .metadata import parse_metadata
 from .plan import (
-    DECODERS,
+    Condition,
     GlobalPlan,
     HistogramRule,
     InnerSource,
@@ -18,6 +19,7 @@ from .plan import (
     ProgramPlan,
     SectionSource,
     StackSource,
+    Step,
     StorageSource,
     StreamPlan,
     TablePlan,
@@ -28,6 +30,7 @@ from .together import check_together
 
 __all__ = [
     "DECODERS",
+    "Condition",
     "GlobalPlan",
     "HistogramRule",
     "InnerSource",
@@ -38,6 +41,7 @@ __all__ = [
     "ProgramPlan",
     "SectionSource",
     "StackSource",
+    "Step",
     "StorageSource",
     "StreamPlan",
     "TablePlan",

@@ -15,14 +15,17 @@ from exporter.bpf import Field, FieldKind
 from exporter.errors import PlanError, SkepError
 
 from .context import described
+from .decoders import DECODERS, Reads, size_mismatch
 from .metadata import (
     KINDS,
     SEVERITIES,
     EventDeclaration,
     LabelDeclaration,
     MetricDeclaration,
+    cases,
     decoder,
     line,
+    named_decoder,
     word,
 )
 from .slots import parse_scale, parse_slots
@@ -38,38 +41,21 @@ DURATION_UNITS = {"s": "1e-9", "ms": "1e-6", "us": "1e-3", "ns": "1"}
 _TYPEDEF_DECODERS = {
     "ipv4_addr": "ipv4", "duration": "duration", "ktime_ns": "time", "net_port": "port_be", "host_port": "port",
     "cgroup_id": "cgroup", "errno_code": "errno", "syscall_nr": "syscall", "signal_nr": "signal", "uid_nr": "uid",
-    "dev_nr": "device", "ifindex_nr": "interface", "ksym_addr": "ksym",
+    "dev_nr": "device", "ifindex_nr": "interface", "ksym_addr": "ksym", "gid_nr": "gid", "mac_address": "mac",
+    "mac_addr": "mac",
+    "dns_name": "dns", "ip_protocol": "protocol", "sock_family": "family",
 }  # fmt: skip
 _KIND_DECODERS = {
     FieldKind.UINT: "uint", FieldKind.INT: "int", FieldKind.BOOL: "bool", FieldKind.CHARS: "string",
     FieldKind.BYTES: "bytes", FieldKind.ENUM: "enum", FieldKind.FLOAT: "float", FieldKind.POINTER: "hex",
 }  # fmt: skip
-BOUNDED_DECODERS = frozenset({"enum", "bool", "errno", "syscall", "signal", "device", "interface"})
-"""Decoders with few results that stay: a series with only these never becomes a dead thing's."""
-
 _INTEGERS = (FieldKind.UINT, FieldKind.INT, FieldKind.BOOL, FieldKind.ENUM, FieldKind.POINTER)
-_INTEGER_DECODERS = frozenset(
-    {
-        "uint",
-        "int",
-        "bool",
-        "duration",
-        "time",
-        "errno",
-        "syscall",
-        "signal",
-        "uid",
-        "device",
-        "interface",
-        "ksym",
-        "natural",
-        "port",
-    }
-    | {"cgroup", "cgroup.unit", "cgroup.slice", "cgroup.container", "cgroup.pod", "comm", "kstack", "ustack"}
-)
-_SIZES = {"ipv4": (32,), "ipv6": (128,), "ip": (32, 128), "port_be": (16,)}
-_TEXT_LIMIT_BITS = 4096 * 8
 _PADDING = re.compile(r"(?:.*\.)?(?:__.*|_*pad(?:ding)?_?\d*_*)")
+
+
+def typedef_decoders() -> dict[str, str]:
+    """The typedef names that name a decoder."""
+    return _TYPEDEF_DECODERS | {"ipv6_addr": "ipv6"}
 
 
 def kind_prefix(name: str) -> tuple[str | None, str]:
@@ -98,37 +84,30 @@ def infer_decoder(field: Field) -> str | None:
             return "ipv4" if field.size_bits == 32 else "ipv6"
         if name in _TYPEDEF_DECODERS:
             return _TYPEDEF_DECODERS[name]
-    if field.kind in (FieldKind.UINT, FieldKind.INT) and field.size_bits > 64:
-        return "hex"
+    if field.kind is FieldKind.FLOAT and field.size_bits not in (32, 64):
+        return "bytes"
     return _KIND_DECODERS.get(field.kind)
 
 
-def decoder_mismatch(name: str, field: Field) -> str:
-    """Why a decoder cannot read a field, or ``""``."""
-    size, integer = field.size_bits, field.kind in _INTEGERS
-    whole_bytes = size % 8 == 0 and field.offset_bits % 8 == 0
-    if name in _SIZES:
-        if size not in _SIZES[name] or not whole_bytes:
-            sizes = " or ".join(str(bits // 8) for bits in _SIZES[name])
-            return f"{described(field)}, decoder {name!r} reads {sizes} bytes"
-    elif name == "prefix":
-        if not whole_bytes or size > 256 * 8:
-            return f"{described(field)}, decoder 'prefix' reads whole bytes, at most 256"
-    elif name == "enum":
-        if field.kind is not FieldKind.ENUM:
-            return f"{described(field)}, decoder 'enum' reads enums"
-    elif name == "float":
-        if field.kind is not FieldKind.FLOAT or size not in (32, 64):
-            return f"{described(field)}, decoder 'float' reads float and double"
-    elif name in ("string", "bytes"):
-        if not whole_bytes or size > _TEXT_LIMIT_BITS:
-            return f"{described(field)}, decoder {name!r} reads whole bytes, at most {_TEXT_LIMIT_BITS // 8}"
-    elif name == "hex":
-        if not ((integer and (size <= 64 or whole_bytes)) or (whole_bytes and size <= 1024)):
-            return f"{described(field)}, decoder 'hex' reads integers, and whole bytes up to 128"
-    elif name in _INTEGER_DECODERS and (not integer or size > 64):
-        return f"{described(field)}, decoder {name!r} reads integers of up to 64 bits"
-    return ""
+def decoder_mismatch(name: str, field: Field, *, enum: str = "") -> str:
+    """Why a decoder, told the name of an enum or not, cannot read a field; or ``""``."""
+    decoder = DECODERS[name]
+    expected = size_mismatch(name, offset_bits=field.offset_bits, size_bits=field.size_bits)
+    match decoder.reads:
+        case Reads.INTEGER:
+            good, wanted = field.kind in _INTEGERS, "integers of up to 64 bits"
+        case Reads.ENUM:
+            good = field.kind is FieldKind.ENUM or (bool(enum) and field.kind in _INTEGERS)
+            wanted = f"enums, and as {name}(…) integers of up to 64 bits"
+        case Reads.FLOAT:
+            good, wanted = field.kind is FieldKind.FLOAT, "float and double"
+        case Reads.WIDE if name != "hex":
+            good, wanted = field.kind in _INTEGERS, "integers of up to 128 bits"
+        case _:
+            good, wanted = True, ""
+    if good and not expected:
+        return ""
+    return f"{described(field)}, decoder {name!r} reads {expected if good else wanted}"
 
 
 def enum_texts(field: Field) -> tuple[tuple[int, str, str], ...]:
@@ -139,18 +118,24 @@ def enum_texts(field: Field) -> tuple[tuple[int, str, str], ...]:
         enumerators begin with. Of several names of one value the first counts. Enumerators that begin with
         ``__``, as ``__X_MAX`` does, do not take part in finding the common words.
     """
-    words = [name.split("_") for _, name in field.enumerators if not name.startswith("__")]
-    common = 0
-    if len(words) > 1:
-        shortest = min(len(parts) for parts in words) - 1
-        while common < shortest and len({parts[common] for parts in words}) == 1:
-            common += 1
+    common = common_words(name for _, name in field.enumerators)
     texts: dict[int, tuple[int, str, str]] = {}
     for value, name in field.enumerators:
         raw = value if field.signed else value & (1 << field.size_bits) - 1
         shared = 0 if name.startswith("__") else common
         texts.setdefault(raw, (raw, name, "_".join(name.split("_")[shared:]).lower()))
     return tuple(texts.values())
+
+
+def common_words(enumerators: Iterable[str]) -> int:
+    """How many words, ended by ``_``, all enumerators begin with; at least one word of each remains."""
+    words = [name.split("_") for name in enumerators if not name.startswith("__")]
+    common = 0
+    if len(words) > 1:
+        shortest = min(len(parts) for parts in words) - 1
+        while common < shortest and len({parts[common] for parts in words}) == 1:
+            common += 1
+    return common
 
 
 def kernel_enum(field: Field) -> str:
@@ -185,6 +170,7 @@ _MAP_KEYS = frozenset(
         "decode",
         "drop",
         "stack",
+        "index",
     }
 )
 _MEMBER_KEYS = frozenset(
@@ -205,6 +191,9 @@ _MEMBER_KEYS = frozenset(
         "stack",
         "value",
         "series",
+        "index",
+        "union",
+        "case",
     }
 )
 
@@ -253,6 +242,7 @@ def _read_tags(owner: str, tags: Sequence[str], allowed: Iterable[str], problems
             enabled=enabled,
             sum=reader.flag("sum"),
             is_value=reader.flag("value"),
+            index=reader.take("index", named_decoder),
         ),
         LabelDeclaration(
             labels=tuple(labels) or None,
@@ -262,6 +252,8 @@ def _read_tags(owner: str, tags: Sequence[str], allowed: Iterable[str], problems
             time=reader.flag("time"),
             stack=reader.take("stack", line),
             series=reader.flag("series"),
+            union=reader.take("union", line),
+            case=reader.take("case", cases),
         ),
         EventDeclaration(
             name=metric_name,

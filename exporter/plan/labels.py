@@ -6,19 +6,27 @@ import re
 from dataclasses import dataclass, field, replace
 
 from exporter.bpf import Field, FieldKind, Layout, MapType
+from exporter.bpf.btf import Enum, Enum64
 from exporter.model import prometheus_label
 
 from .context import BY_CGROUP, MapContext, described, listed
 from .conventions import decoder_mismatch, enum_texts, infer_decoder, is_padding, kernel_enum, member_tags
+from .decoders import DECODERS, Expression, parse_expression
 from .metadata import LabelDeclaration, over
-from .plan import LabelRule, StackSource, ValueRule
+from .plan import Condition, LabelRule, StackSource, ValueRule
 
 LABEL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,127}")
+_NAME_LIMIT = 128
 _SLOT_NAMES = ("slot", "bucket")
 _SCALAR_NAMES = {"key": "key", "record": "value"}
 """What a key or record that is no struct is called."""
 _LENGTH_BYTES = 4
 _STACK_BUILD_ID = 1 << 5  # BPF_F_STACK_BUILD_ID
+LABELS_LIMIT = 128
+"""Labels of one map, counting those of each element of an array of structs."""
+LIST_LIMIT = 256
+"""Elements that one label may show."""
+_NUMBERS = (FieldKind.UINT, FieldKind.INT, FieldKind.BOOL, FieldKind.ENUM)
 
 
 @dataclass(slots=True)
@@ -42,6 +50,7 @@ class LabelReader:
     slot: Field | None = None
     rules_made: list[LabelRule] = field(default_factory=list)
     used: set[str] = field(default_factory=set)
+    conditions: tuple[Condition, ...] = ()
 
     def rules(self, *, slot_wanted: bool = False) -> tuple[tuple[LabelRule, ...], ValueRule | None]:
         """The labels in the order of the members, and where the slot number lies if one was wanted."""
@@ -60,6 +69,10 @@ class LabelReader:
                     [self._scalar_name] if self.layout.scalar else [leaf.name for leaf in self.layout.leaves()]
                 )
                 self._problem(f"metadata names {self.part} member {name!r}, which does not exist; it has {members}")
+        if len(self.rules_made) > LABELS_LIMIT:
+            self._problem(
+                f"{self.part} makes {len(self.rules_made)} labels, at most {LABELS_LIMIT}; tag some drop=true"
+            )
         self._check_names()
         return tuple(self.rules_made), value_rule(self.slot) if self.slot else None
 
@@ -130,16 +143,92 @@ class LabelReader:
                 for part in member.members:
                     self._member(part)
                 return
-            tagged = [part for part in member.members if self._has_said(part)]
-            for part in tagged:
-                self._member(part)
-            if not tagged:
-                self._problem(
-                    f"{self.part} member {member.name!r} is a union; tag it, or the members to show, "
-                    "with label=<name>:<decoder> or drop=true"
-                )
+            self._union(member, declared)
+            return
+        if self._is_struct_array(member) and not self._taken_whole(member, declared):
+            self._struct_array(member, declared)
             return
         self._field(member, declared, shown=member.name)
+
+    @staticmethod
+    def _is_struct_array(member: Field) -> bool:
+        return member.element is not None and member.element.kind in (FieldKind.STRUCT, FieldKind.UNION)
+
+    def _struct_array(self, member: Field, declared: LabelDeclaration) -> None:
+        """Each element's members by themselves: ``pair.0.a``, ``pair.1.a``."""
+        assert member.element is not None
+        self._declared(member.element)
+        if declared.drop:
+            return
+        if infer_decoder(member.element) is not None:  # a typedef that says what the struct is
+            self._field(member, declared, shown=member.name)
+            return
+        if member.count > LABELS_LIMIT:
+            self._problem(
+                f"{self.part} member {member.name!r} is {described(member)}, too many for labels; tag it decode=bytes "
+                "or drop=true"
+            )
+            return
+        step = member.size_bits // member.count
+        for index in range(member.count):
+            self._member(member.element.moved(index * step, f"{member.name}.{index}"))
+
+    def _union(self, union: Field, declared: LabelDeclaration) -> None:
+        """By its tag, by what is said about its members, or else all its bytes as they are."""
+        if declared.union is not None:
+            self._tagged_union(union, declared.union)
+            return
+        said = [part for part in union.members if self._has_said(part)]
+        for part in said:
+            self._member(part)
+        if not said:
+            # A union without a name is called by its members.
+            last = union.name or "_".join(part.name.rpartition(".")[2] for part in union.members)
+            whole = replace(union, name=last[:_NAME_LIMIT])
+            self._field(whole, over(declared, LabelDeclaration(decode="bytes")), shown=last)
+
+    def _tagged_union(self, union: Field, tag: str) -> None:
+        """The member that the tag says holds; the others have no label then."""
+        shown = f"{self.part} member {union.name!r}: union={tag}"
+        parent = union.name.rpartition(".")[0]
+        leaves = {leaf.name: leaf for leaf in self.layout.leaves()}
+        by = leaves.get(f"{parent}.{tag}" if parent else tag) or leaves.get(tag)
+        if by is None or by.kind not in _NUMBERS or by.size_bits > 64:
+            found = described(by) if by else "no member"
+            numbers = listed(leaf.name for leaf in leaves.values() if leaf.kind in _NUMBERS and leaf.name)
+            self._problem(f"{shown} names {found}; expected an integer or enum beside it, one of {numbers}")
+            return
+        met: list[tuple[Field, tuple[int, ...] | None]] = []
+        for part in union.members:
+            cases = self._declared(part).case
+            if cases is not None:
+                met.append((part, None if cases == ("*",) else self._case_values(part, cases, by)))
+        values = [value for _, some in met for value in some or ()]
+        if not met or len(set(values)) < len(values) or sum(some is None for _, some in met) > 1:
+            which = "the same" if met else "no"
+            self._problem(f"{shown}: its members have {which} case; give each a case=<value>,… of its own")
+            return
+        before = self.conditions
+        for part, some in met:
+            only = Condition(
+                by.offset_bits, by.size_bits, tuple(values if some is None else some), negated=some is None
+            )
+            self.conditions = (*before, only)
+            self._member(part)
+        self.conditions = before
+
+    def _case_values(self, part: Field, cases: tuple[str, ...], by: Field) -> tuple[int, ...]:
+        names = {name: value for value, enumerator, text in enum_texts(by) for name in (text, enumerator)}
+        found = []
+        for case in cases:
+            number = names.get(case)
+            if number is None and re.fullmatch(r"-?[0-9]{1,20}|0x[0-9A-Fa-f]{1,16}", case):
+                number = int(case, 0 if case.startswith("0x") else 10)
+            if number is None or not -(1 << by.size_bits - 1) <= number < 1 << by.size_bits:
+                self._problem(f"{self.part} member {part.name!r}: case {case!r} is no value of {by.name!r}; correct it")
+                continue
+            found.append(number & (1 << by.size_bits) - 1)
+        return tuple(found)
 
     def _declared(self, member: Field) -> LabelDeclaration:
         owner = f"{self.map.owner} {self.part} member {member.name!r}"
@@ -172,23 +261,41 @@ class LabelReader:
             return
         if is_padding(member) and not declared.whole:
             return
-        inferred = declared.decode or infer_decoder(member)
-        for name, named_decoder in declared.labels or ((member.name, ""),):
-            decoder = named_decoder or inferred
-            if decoder is None:
-                self._problem(
-                    f"{self.part} member {shown!r} is {described(member)}, which has no form as a label; "
-                    "tag it decode=<decoder> or drop=true"
-                )
+        for name, written in declared.labels or ((member.name, ""),):
+            rule = self._rule(name, member, shown, written, declared.decode or "")
+            if rule is None:
                 return
-            mismatch = decoder_mismatch(decoder, member)
-            if mismatch:
-                self._problem(f"{self.part} member {shown!r} is {mismatch}; change its decoder or its type")
-                return
-            rule = _label_rule(name, decoder, member)
-            if decoder in ("kstack", "ustack"):
-                rule = replace(rule, stack=self._stack(declared.stack, decoder, shown))
+            if rule.decoder in ("kstack", "ustack"):
+                rule = replace(rule, stack=self._stack(declared.stack, rule.decoder, shown))
             self.rules_made.append(rule)
+
+    def _rule(self, name: str, member: Field, shown: str, own: str, general: str) -> LabelRule | None:
+        """One label; ``own`` and ``general`` are the expressions written for it and for its member."""
+        expression = parse_expression(own or general) if own or general else Expression()
+        if not expression.decoder and own and general:
+            said = parse_expression(general)
+            expression = replace(said, steps=(*said.steps, *expression.steps))
+        decoder = expression.decoder or infer_decoder(member)
+        if decoder and not decoder_mismatch(decoder, member, enum=expression.enum):
+            return self._made(name, decoder, member, 1, expression)
+        element = member.element
+        if element is not None and member.count <= LIST_LIMIT:
+            each = expression.decoder or infer_decoder(element)
+            if each and not decoder_mismatch(each, element, enum=expression.enum):
+                return self._made(name, each, element, member.count, expression)
+        if decoder is None:
+            self._problem(
+                f"{self.part} member {shown!r} is {described(member)}, which has no form as a label; "
+                "tag it decode=<decoder> or drop=true"
+            )
+        else:
+            mismatch = decoder_mismatch(decoder, member, enum=expression.enum)
+            self._problem(f"{self.part} member {shown!r} is {mismatch}; change its decoder or its type")
+        return None
+
+    def _made(self, name: str, decoder: str, member: Field, count: int, expression: Expression) -> LabelRule:
+        rule = label_rule(self.map, name, decoder, member, expression)
+        return replace(rule, count=count, conditions=self.conditions)
 
     def _stack(self, named: str | None, decoder: str, shown: str) -> StackSource | None:
         """Where the stacks of an id are: in the map that is named, else in the only one there is."""
@@ -223,14 +330,14 @@ class LabelReader:
         ]
 
     def _check_names(self) -> None:
-        seen: dict[str, str] = {}
-        for rule in self.rules_made:
+        for index, rule in enumerate(self.rules_made):
             shown = prometheus_label(rule.name)
             if not LABEL_NAME.fullmatch(rule.name):
                 self._problem(f"label name {rule.name!r}; expected letters, digits, '_' and '.'")
-            elif shown in seen:
+            elif any(
+                prometheus_label(other.name) == shown and not rule.excludes(other) for other in self.rules_made[:index]
+            ):
                 self._problem(f"two labels are named {shown!r}; give one another name with label=")
-            seen[shown] = rule.name
 
 
 def value_rule(leaf: Field) -> ValueRule:
@@ -238,8 +345,14 @@ def value_rule(leaf: Field) -> ValueRule:
     return ValueRule(leaf.offset_bits, leaf.size_bits, leaf.signed, leaf.kind is FieldKind.FLOAT)
 
 
-def _label_rule(name: str, decoder: str, member: Field) -> LabelRule:
-    texts = enum_texts(member) if decoder == "enum" else ()
+def label_rule(context: MapContext, name: str, decoder: str, member: Field, expression: Expression) -> LabelRule:
+    """One label of a field by a decoder that reads it."""
+    texts: tuple[tuple[int, str, str], ...] = ()
+    enum_name = ""
+    if DECODERS[decoder].named:
+        by_name = replace(member, enumerators=_enumerators(context, expression.enum)) if expression.enum else member
+        texts = enum_texts(by_name)
+        enum_name = expression.enum.split("___")[0] or kernel_enum(member)
     return LabelRule(
         name=name,
         decoder=decoder,
@@ -247,6 +360,18 @@ def _label_rule(name: str, decoder: str, member: Field) -> LabelRule:
         size_bits=member.size_bits,
         signed=member.signed and decoder != "uint" and member.kind in (FieldKind.INT, FieldKind.ENUM),
         values=tuple((value, text) for value, _, text in texts),
-        enum_name=kernel_enum(member) if decoder == "enum" else "",
+        enum_name=enum_name,
         enumerators=tuple((enumerator, text) for _, enumerator, text in texts),
+        steps=expression.steps,
     )
+
+
+def _enumerators(context: MapContext, name: str) -> tuple[tuple[int, str], ...]:
+    """Those of an enum of the object; none if it does not have it, and only the running kernel may know."""
+    types = context.object.btf
+    small, large = types.find(Enum, name), types.find(Enum64, name)
+    found = small or large
+    if found is not None and found[1].values:
+        return found[1].values
+    context.note(f"enum {name!r} is not in the object: its names are the running kernel's, or there are none")
+    return ()

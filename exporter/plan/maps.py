@@ -14,7 +14,7 @@ from .labels import LabelReader
 from .metadata import LabelDeclaration, MetricDeclaration, MetricMetadata, over
 from .plan import InnerSource, LabelRule, SectionSource, Source, StorageSource
 from .streams import Ring, plan_ring
-from .values import Metric, ValueReader, is_slot_array
+from .values import Metric, ValueReader, is_slot_array, value_leaves
 
 _TASK = Layout(
     "task",
@@ -174,6 +174,9 @@ class _MapPlanner:
         if explicit and not metrics and len(self.map.problems) == known:
             self.map.problem("value", f"its value has no member that can be a {kind}; add one, or say kind=none")
         for metric in metrics:
+            index = metric.elements.label.name if metric.elements else ""
+            if index and any(prometheus_label(rule.name) == prometheus_label(index) for rule in labels):
+                self.map.problem("key", f"label {index!r} is that of its elements; name that one with index=")
             if metric.kind is Kind.HISTOGRAM and any(prometheus_label(rule.name) == "le" for rule in labels):
                 self.map.problem("key", "label 'le' is the histogram's own; give the member another name with label=")
         return Table(self.map.spec, labels, metrics)
@@ -230,13 +233,20 @@ class _MapPlanner:
             if name.startswith(prefix)
         }
         members: dict[str, MetricDeclaration] = {}
-        for leaf in layout.leaves():
+        arrays: dict[str, Field] = {}
+        leaves = value_leaves(layout, arrays)
+        # An array of structs is no leaf, but may be spoken of: then that is said of all in it.
+        for leaf in [*{array.name: array for array in arrays.values()}.values(), *leaves]:
             if not leaf.name:
                 continue
             tags = member_tags(f"{self.map.owner} member {leaf.name!r}", leaf.tags, self.map.problems)
             declared = replace(tags.metric, kind="none") if tags.label.drop else tags.metric
             entry = document.get(leaf.name)
             members[leaf.name] = over(entry.metric if entry else None, declared)
+            if leaf.name in arrays:
+                above = members.get(arrays[leaf.name].name, MetricDeclaration())
+                general = MetricDeclaration(kind=above.kind, enabled=above.enabled, index=above.index)
+                members[leaf.name] = over(members[leaf.name], general)
         for name, entry in document.items():
             if name not in members:
                 text = f"names no member of the value; it has {listed(members)}"
@@ -268,7 +278,9 @@ class _MapPlanner:
         """Whether the value is a count for a slot number in the key."""
         if kind != "histogram":
             return False
-        return not any(is_slot_array(leaf, members.get(leaf.name, MetricDeclaration())) for leaf in layout.leaves())
+        return not any(
+            is_slot_array(leaf, members.get(leaf.name, MetricDeclaration())) for leaf in value_leaves(layout)
+        )
 
 
 def _moved(rule: LabelRule, before_bytes: int) -> LabelRule:

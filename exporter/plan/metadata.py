@@ -29,7 +29,7 @@ from typing import TypeVar
 
 from exporter.errors import PlanError, SkepError, raise_all
 
-from .plan import DECODERS
+from .decoders import parse_expression
 from .slots import SlotScheme, parse_scale, parse_slots
 
 KINDS = ("counter", "gauge", "histogram", "event", "none")
@@ -50,6 +50,7 @@ class MetricDeclaration:
     Attributes:
         value: Of a ring: the member that its own metric adds or observes.
         is_value: Of a record's member: whether it is that one.
+        index: Of an array: name of the label that tells its elements apart, and its decoder or "".
     """
 
     kind: str | None = None
@@ -62,6 +63,7 @@ class MetricDeclaration:
     sum: bool | None = None
     value: str | None = None
     is_value: bool | None = None
+    index: tuple[str, str] | None = None
 
     @property
     def said(self) -> tuple[str, ...]:
@@ -77,6 +79,8 @@ class LabelDeclaration:
         labels: ``(label name, decoder or "")``; several labels may come from one member.
         stack: The map that its stack id is of.
         series: Whether a record's member is also a label of the metrics that are made beside events.
+        union: Of a union: the member that says which of its members holds.
+        case: Of a union's member: the values of that member for which it holds; ``("*",)`` for all others.
     """
 
     labels: tuple[tuple[str, str], ...] | None = None
@@ -86,6 +90,8 @@ class LabelDeclaration:
     time: bool | None = None
     stack: str | None = None
     series: bool | None = None
+    union: str | None = None
+    case: tuple[str, ...] | None = None
 
     @property
     def whole(self) -> bool:
@@ -200,12 +206,38 @@ def word(text: str, allowed: Sequence[str]) -> str:
 
 
 def decoder(text: str) -> str:
-    """The name of a decoder.
+    """A decoder's name, or an expression of :mod:`.decoders`.
 
     Raises:
-        PlanError: there is none of that name.
+        PlanError: it is none.
     """
-    return word(text, sorted(DECODERS))
+    parse_expression(text)
+    return text
+
+
+def named_decoder(text: str) -> tuple[str, str]:
+    """``name`` or ``name:decoder``; the decoder is empty where there is none.
+
+    Raises:
+        PlanError: what stands behind the colon is no decoder.
+    """
+    name, _, written = line(text).partition(":")
+    return name, decoder(written) if written else ""
+
+
+def cases(text: str) -> tuple[str, ...]:
+    """The values of a union's tag for which a member holds: numbers or enumerators, or ``*`` for all others.
+
+    Raises:
+        PlanError: it names none.
+    """
+    found = tuple(part.strip() for part in line(text).split(","))
+    if not all(found) or ("*" in found and len(found) > 1):
+        raise PlanError(f"{text[:60]!r}; expected values such as 2,AF_INET6, or *", code="plan.text")
+    return found
+
+
+_METRIC_KEYS = ("kind", "name", "unit", "scale", "help", "slots", "enabled", "sum", "index", "labels")
 
 
 class _Reader:
@@ -247,7 +279,7 @@ class _Reader:
 
     def metric(self, path: str, body: object) -> MetricMetadata:
         parts = self.mapping(
-            path, body, ("kind", "name", "unit", "scale", "help", "slots", "enabled", "sum", "value", "labels")
+            path, body, ("kind", "name", "unit", "scale", "help", "slots", "enabled", "sum", "value", "index", "labels")
         )
         scale = parts.get("scale")
         if type(scale) in (int, float):
@@ -263,6 +295,7 @@ class _Reader:
                 enabled=self.flag(parts, path, "enabled"),
                 sum=self.flag(parts, path, "sum"),
                 value=self.take(parts, path, "value", line),
+                index=self.take(parts, path, "index", named_decoder),
             ),
             self.labels(f"{path}.labels", parts.get("labels")),
         )
@@ -293,7 +326,9 @@ class _Reader:
         return {member: self.label(f"{path}.{member}", entry) for member, entry in self.mapping(path, body).items()}
 
     def label(self, path: str, body: object) -> LabelDeclaration:
-        parts = self.mapping(path, body, ("name", "decode", "drop", "slot", "labels", "stack"))
+        parts = self.mapping(path, body, ("name", "decode", "drop", "slot", "labels", "stack", "union", "case"))
+        if isinstance(parts.get("case"), int):
+            parts = {**parts, "case": str(parts["case"])}
         name = self.take(parts, path, "name", line)
         several = self.mapping(f"{path}.labels", parts.get("labels"))
         if several and (name is not None or "decode" in parts):
@@ -307,6 +342,8 @@ class _Reader:
             drop=self.flag(parts, path, "drop"),
             slot=self.flag(parts, path, "slot"),
             stack=self.take(parts, path, "stack", line),
+            union=self.take(parts, path, "union", line),
+            case=self.take(parts, path, "case", cases),
         )
 
     def mapping(self, path: str, body: object, keys: Sequence[str] = ()) -> dict[str, object]:

@@ -11,22 +11,47 @@ from dataclasses import dataclass
 from exporter.config import AttachConfig
 from exporter.model import Instrument, Scope
 
-DECODERS: frozenset[str] = frozenset(
-    {
-        "uint", "int", "bool", "float", "hex", "string", "bytes", "enum", "ipv4", "ipv6", "ip", "port", "port_be",
-        "duration", "time", "errno", "syscall", "signal", "uid", "device", "interface", "ksym", "natural",
-        "cgroup", "cgroup.unit", "cgroup.slice", "cgroup.container", "cgroup.pod", "prefix",
-        "comm", "kstack", "ustack",
-    }
-)  # fmt: skip
-"""Names of label decoders.
 
-``duration`` gives seconds from ns, ``time`` RFC 3339 from ``bpf_ktime_get_ns``,
-``natural`` is an integer that is none when it is negative, ``port_be`` swaps network order, ``ip``
-is 4 or 16 bytes, ``device`` a kernel ``dev_t`` (major << 20 | minor), ``prefix`` is a
-part of a trie's key, ``comm`` the name of the process with that number, ``kstack`` and ``ustack`` are ids of a stack
-map. An empty result means: no such label.
-"""
+@dataclass(frozen=True, slots=True)
+class Step:
+    r"""What is done with the text that a decoder gave; empty text stays empty.
+
+    Attributes:
+        kind: ``map`` or ``regexp``.
+        pairs, default: Of ``map``: texts and what they become; other texts become ``default``, or stay if it is None.
+        pattern, replacement: Of ``regexp``, RE2: what matches is replaced, ``\1`` being the first group. Without a
+            replacement what matches, or its first group, is what remains.
+    """
+
+    kind: str
+    pairs: tuple[tuple[str, str], ...] = ()
+    default: str | None = None
+    pattern: str = ""
+    replacement: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A number that decides whether there is a label: the tag of a union.
+
+    Attributes:
+        offset_bits, size_bits: Where in the key or record, 1 to 64 bits.
+        values: Unsigned, one of which it must be; with ``negated``, none of which.
+    """
+
+    offset_bits: int
+    size_bits: int
+    values: tuple[int, ...]
+    negated: bool = False
+
+    def excludes(self, other: Condition) -> bool:
+        """Whether the two are never met together."""
+        if (self.offset_bits, self.size_bits) != (other.offset_bits, other.size_bits):
+            return False
+        if self.negated == other.negated:
+            return not self.negated and not set(self.values) & set(other.values)
+        met, unmet = (other, self) if self.negated else (self, other)
+        return set(met.values) <= set(unmet.values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +74,16 @@ class LabelRule:
 
     Attributes:
         name: OpenTelemetry attribute name.
-        decoder: One of :data:`DECODERS`.
+        decoder: One of :data:`.decoders.DECODERS`.
         offset_bits, size_bits: Where in the key (of a table) or record (of a stream).
         signed: Of the integer the decoder gets.
         values: ``(value, text)`` for ``enum``; other values are shown as decimals.
         enum_name: The kernel enum to ask for its values at load, or ``""``.
         enumerators: ``(C enumerator, text)`` of that enum: where the running kernel gives an enumerator another
             value than ``values`` has, the kernel's value gets the text.
+        steps: What is done with the decoder's text.
+        count: Elements of an array, each decoded so, ``size_bits`` apart: text joined by ``,``, lists elsewhere.
+        conditions: All must be met, else there is no such label.
         stack: ``kstack`` and ``ustack``: where the stacks are.
         base_bytes: ``prefix``: where the trie's key begins, with the 32 bits of its prefix length.
     """
@@ -70,6 +98,19 @@ class LabelRule:
     enumerators: tuple[tuple[str, str], ...] = ()
     base_bytes: int = 0
     stack: StackSource | None = None
+    steps: tuple[Step, ...] = ()
+    count: int = 1
+    conditions: tuple[Condition, ...] = ()
+
+    @property
+    def places(self) -> tuple[tuple[int, int], ...]:
+        """``(offset_bits, size_bits)`` of all that it reads: of its elements together, and of each condition."""
+        own = (self.offset_bits, self.size_bits * self.count)
+        return (own, *((one.offset_bits, one.size_bits) for one in self.conditions))
+
+    def excludes(self, other: LabelRule) -> bool:
+        """Whether no row has both labels, so that they may share a name."""
+        return any(mine.excludes(theirs) for mine in self.conditions for theirs in other.conditions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +236,9 @@ class TablePlan:
         labels: In the order they are shown; those dropped by configuration are absent, and rows
             that then have equal labels are summed.
         constant_labels: Added to every series, after ``labels``.
+        elements: Above 1, the value holds an array of so many, each of which is a row of its own: its key is the
+            map's and behind it its index, a little-endian u32; value rules say where the first one's numbers lie.
+        element_stride: Bytes from one element to the next.
         skip_zero_rows: Array maps: a row whose counts were never above zero has no series.
         expire_idle: Some label's values come and go (addresses, cgroups, ids): a series unchanged
             for ``expire_after_s`` is not shown until it changes. Else a series leaves only when its
@@ -210,6 +254,8 @@ class TablePlan:
     labels: tuple[LabelRule, ...]
     metrics: tuple[MetricPlan, ...]
     constant_labels: tuple[tuple[str, str], ...] = ()
+    elements: int = 1
+    element_stride: int = 0
     skip_zero_rows: bool = False
     expire_idle: bool = False
     expire_after_s: float = 3600.0
@@ -221,6 +267,11 @@ class TablePlan:
     def read_map(self) -> str:
         """The map that is read, by the name libbpf has for it."""
         return self.source.section if isinstance(self.source, SectionSource) else self.map
+
+    @property
+    def row_key_size(self) -> int:
+        """Bytes that tell rows apart: the map's key and, of an array in the value, the index."""
+        return self.key_size + (4 if self.elements > 1 else 0)
 
 
 @dataclass(frozen=True, slots=True)

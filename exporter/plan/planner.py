@@ -18,7 +18,8 @@ from exporter.errors import ObjectError, PlanError, Problems, SkepError, raise_a
 from exporter.model import Kind, Scope, prometheus_label, prometheus_name
 
 from .context import ARRAYS, RINGS, MapContext, listed, mebibytes
-from .conventions import BOUNDED_DECODERS, KIND_TAG, is_ours, kind_prefix
+from .conventions import KIND_TAG, is_ours, kind_prefix
+from .decoders import DECODERS
 from .globals import as_array, plan_globals
 from .labels import LABEL_NAME
 from .maps import Table, plan_map, plan_variable
@@ -211,7 +212,8 @@ class _Planner:
         owners: dict[str, str] = {}
         plans: list[TablePlan] = []
         for table in tables:
-            parts: dict[tuple[LabelRule, ...], list[Metric]] = {}
+            # Metrics with the same labels share a frame, if they are not elements of different arrays.
+            parts: dict[tuple[tuple[LabelRule, ...], int, int], list[Metric]] = {}
             for metric in table.metrics:
                 entry = self.config.metrics.get(metric.prometheus_name, MetricConfig())
                 if not (metric.enabled if entry.enabled is None else entry.enabled):
@@ -219,18 +221,20 @@ class _Planner:
                 kept = self._kept_labels(table, metric, entry)
                 changed = self._renamed(metric, entry)
                 self._claim(changed, owners)
-                parts.setdefault(kept, []).append(changed)
-            plans += [self._table_plan(table, kept, metrics, constant_labels) for kept, metrics in parts.items()]
+                count, stride = (metric.elements.count, metric.elements.stride) if metric.elements else (1, 0)
+                parts.setdefault((kept, count, stride), []).append(changed)
+            plans += [self._table_plan(table, part, metrics, constant_labels) for part, metrics in parts.items()]
         return tuple(plans)
 
     def _kept_labels(self, table: Table | Tally, metric: Metric, entry: MetricConfig) -> tuple[LabelRule, ...]:
-        shown = {prometheus_label(rule.name): rule for rule in table.labels}
+        labels = (*table.labels, *([metric.elements.label] if metric.elements else ()))
+        shown = dict.fromkeys(prometheus_label(rule.name) for rule in labels)
         dropped = {prometheus_label(name) for name in entry.drop_labels}
         for name in entry.drop_labels:
             if prometheus_label(name) not in shown:
                 text = f"metrics.{metric.prometheus_name}.drop_labels: no label {name!r}; it has {listed(shown)}"
                 self._problem("config", f"image {self.config.name!r}: {text}")
-        return tuple(rule for label, rule in shown.items() if label not in dropped)
+        return tuple(rule for rule in labels if prometheus_label(rule.name) not in dropped)
 
     def _renamed(self, metric: Metric, entry: MetricConfig) -> Metric:
         if entry.help:
@@ -264,10 +268,11 @@ class _Planner:
     def _table_plan(
         self,
         table: Table | Tally,
-        labels: tuple[LabelRule, ...],
+        part: tuple[tuple[LabelRule, ...], int, int],
         metrics: Sequence[Metric],
         constant_labels: tuple[tuple[str, str], ...],
     ) -> TablePlan:
+        labels, elements, stride = part
         made: list[MetricPlan] = []
         cells = 0
         for metric in metrics:
@@ -277,8 +282,7 @@ class _Planner:
         spec, records = table.spec, isinstance(table, Tally)
         is_array = spec.type in ARRAYS
         source = table.source if isinstance(table, Table) else None
-        # The rows of an array never go, but inside another map the array does.
-        steady = BOUNDED_DECODERS | ({"uint"} if is_array and not isinstance(source, InnerSource) else set())
+        inside = isinstance(source, InnerSource)
         return TablePlan(
             map=spec.name,
             key_size=0 if records else spec.key_size,
@@ -287,8 +291,18 @@ class _Planner:
             labels=labels,
             metrics=tuple(made),
             constant_labels=constant_labels,
-            skip_zero_rows=is_array and spec.max_entries > 1,
-            expire_idle=any(rule.decoder not in steady for rule in labels),
+            elements=elements,
+            element_stride=stride,
+            skip_zero_rows=(is_array and spec.max_entries > 1) or elements > 1,
+            # The rows of an array never go, and so do the elements of one; but inside another map the array does.
+            expire_idle=any(
+                not DECODERS[rule.decoder].lasting
+                and not (
+                    rule.decoder == "uint"
+                    and ((is_array and not inside) or (elements > 1 and rule.offset_bits >= spec.key_size * 8))
+                )
+                for rule in labels
+            ),
             expire_after_s=self.config.expire_after_s,
             series_limit=self.config.limits.series,
             source=source,

@@ -4,22 +4,43 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 from exporter.bpf import Field, FieldKind, Layout
 from exporter.errors import PlanError
 from exporter.model import CellType, Instrument, Kind, prometheus_name
 
-from .context import MapContext, described
-from .conventions import DURATION_UNITS, is_padding
-from .labels import value_rule
+from .context import MapContext, described, listed
+from .conventions import DURATION_UNITS, decoder_mismatch, is_padding
+from .decoders import parse_expression
+from .labels import label_rule, value_rule
 from .metadata import MetricDeclaration, over
-from .plan import HistogramRule, RecordRule, ValueRule
+from .plan import HistogramRule, LabelRule, RecordRule, ValueRule
 from .slots import BCC, SlotScheme, model_scale, parse_scale
 
 OTEL_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_./-]{0,254}")
 _UNIT = re.compile(r"[!-~]{0,63}")
+
+
+ELEMENTS_LIMIT = 4096
+"""Of an array in a value: each is a series."""
+_INDEX = "index"
+
+
+@dataclass(frozen=True, slots=True)
+class Elements:
+    """An array whose elements have a series each.
+
+    Attributes:
+        count: Of them.
+        stride: Bytes from one to the next.
+        label: What tells them apart; it lies behind the map's key.
+    """
+
+    count: int
+    stride: int
+    label: LabelRule
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +51,7 @@ class Metric:
         owner: The map it comes from, as messages call it.
         name, prometheus_name: As the object and its metadata say; what the configuration says comes after.
         value, histogram, record: Where its cells come from, one of the three.
+        elements: The array it is an element of.
     """
 
     owner: str
@@ -45,6 +67,7 @@ class Metric:
     value: ValueRule | None = None
     histogram: HistogramRule | None = None
     record: RecordRule | None = None
+    elements: Elements | None = None
 
     def instrument(self, first_cell: int) -> Instrument:
         return Instrument(
@@ -76,12 +99,16 @@ class ValueReader:
     layout: Layout
     members: Mapping[str, MetricDeclaration]
     slot: ValueRule | None
+    arrays: dict[str, Field] = field(default_factory=dict)
 
     def metrics(self) -> Iterable[Metric]:
-        if self.layout.scalar:
-            yield from self._one(self.layout.fields[0], self.declared, self.kind or "", single=True)
+        whole = self.layout.fields[0] if self.layout.scalar else None
+        if whole is not None and not (whole.element and whole.element.kind is FieldKind.STRUCT):
+            if self.kind != "histogram" or not is_slot_array(whole, self.declared):
+                whole = self._element(whole)
+            yield from self._one(whole, self.declared, self.kind or "", single=True)
             return
-        leaves = [leaf for leaf in self.layout.leaves() if leaf.name]
+        leaves = [leaf for leaf in value_leaves(self.layout, self.arrays) if leaf.name]
         taken: set[str] = set()
         if self.slot is not None:
             yield from self._slot_key_struct(leaves, taken)
@@ -90,10 +117,13 @@ class ValueReader:
             # Name, unit and help of the map are the histogram's if the map is one.
             single = len(arrays) == 1 and self.kind == "histogram"
             yield from self._slot_array(array, leaves, taken, single=single)
-        for leaf in leaves:
-            if leaf.name in taken or self._as_histogram(leaf):
+        for member in leaves:
+            if member.name in taken or self._as_histogram(member):
                 continue
-            declared = self.members[leaf.name]
+            declared = self.members[member.name]
+            if declared.kind is None and self._is_in_union(member):
+                continue
+            leaf = self._element(member) if declared.kind or member.kind is not FieldKind.BYTES else member
             kind = declared.kind or self.kind or "none"
             if kind == "none" or (is_padding(leaf) and declared.kind is None):
                 continue
@@ -102,6 +132,47 @@ class ValueReader:
                 continue
             inherited = replace(self.declared, name=None, unit=None, scale=None, help=None, slots=None, kind=None)
             yield from self._one(leaf, over(declared, inherited), kind, single=False)
+
+    def _is_in_union(self, leaf: Field) -> bool:
+        """Whether it shares its bytes with others: only its author can say that it is a number all the same."""
+        union = next(
+            (one for one in self.layout.leaves() if one.kind is FieldKind.UNION and leaf in union_leaves(one)), None
+        )
+        if union is not None:
+            name = union.name or listed(part.name for part in union.members)
+            self.map.note(f"value member {name!r} is not exported: a union; tag the members that are to be with a kind")
+        return union is not None
+
+    def _element(self, leaf: Field) -> Field:
+        """Of an array of numbers, the first, which stands for all."""
+        element = leaf.element
+        if element is None or leaf.kind is FieldKind.CHARS or element.kind in (FieldKind.STRUCT, FieldKind.UNION):
+            return leaf
+        if leaf.name in self.arrays:
+            self.map.note(f"value member {leaf.name!r} is not exported: an array inside an array of structs")
+            return leaf
+        self.arrays[leaf.name] = leaf
+        return element
+
+    def _elements(self, leaf: Field | None, declared: MetricDeclaration) -> Elements | None:
+        array = self.arrays.get(leaf.name) if leaf is not None else None
+        if array is None or array.count == 1:
+            return None
+        if array.count > ELEMENTS_LIMIT:
+            self.map.problem(
+                "value",
+                f"value member {array.name!r} has {array.count} elements, each a series; at most {ELEMENTS_LIMIT}",
+            )
+            return None
+        name, written = declared.index or (_INDEX, "")
+        expression = parse_expression(written or "uint")
+        decoder = expression.decoder or "uint"
+        index = Field(name, FieldKind.UINT, self.map.spec.key_size * 8, 32, type_name="unsigned int")
+        mismatch = decoder_mismatch(decoder, index, enum=expression.enum)
+        if mismatch:
+            self.map.problem("tag", f"index={name}:{written}: an index is {mismatch}; choose another decoder")
+        label = label_rule(self.map, name, decoder, index, expression)
+        return Elements(array.count, array.size_bits // array.count // 8, label)
 
     def _as_histogram(self, leaf: Field) -> bool:
         declared = self.members[leaf.name]
@@ -141,6 +212,7 @@ class ValueReader:
             scale=scale,
             cell_type=cell_type_of(leaf),
             value=value_rule(leaf),
+            elements=self._elements(leaf, declared),
         )
 
     def _slot_key(
@@ -256,6 +328,7 @@ class ValueReader:
             cell_type=CellType.I64 if total is not None and total.signed else CellType.U64,
             bounds=bounds,
             histogram=rule,
+            elements=self._elements(array or count, declared),
         )
 
     def _slot_key_count(self, scheme: SlotScheme) -> int:
@@ -291,6 +364,7 @@ def metric_of(
     value: ValueRule | None = None,
     histogram: HistogramRule | None = None,
     record: RecordRule | None = None,
+    elements: Elements | None = None,
 ) -> Iterable[Metric]:
     """The metric, unless its name or unit is none; that is then a problem of the map."""
     if not OTEL_NAME.fullmatch(name):
@@ -314,7 +388,33 @@ def metric_of(
         value=value,
         histogram=histogram,
         record=record,
+        elements=elements,
     )
+
+
+def union_leaves(union: Field) -> list[Field]:
+    """The leaves of all members of a union."""
+    return [leaf for part in union.members for leaf in part.leaves() if leaf.name]
+
+
+def value_leaves(layout: Layout, arrays: dict[str, Field] | None = None) -> list[Field]:
+    """The leaves of a value; of an array of structs those of its first element, which stand for all.
+
+    ``arrays`` receives, by the leaf's name, the array of structs it was found in.
+    """
+    found = []
+    for leaf in layout.leaves():
+        element = leaf.element
+        if leaf.kind is FieldKind.UNION:
+            found += union_leaves(leaf)
+        elif element is None or element.kind is not FieldKind.STRUCT:
+            found.append(leaf)
+        else:
+            for part in element.leaves():
+                found.append(part)
+                if arrays is not None:
+                    arrays[part.name] = leaf
+    return found
 
 
 def is_number(leaf: Field) -> bool:

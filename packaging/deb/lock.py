@@ -18,6 +18,8 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 TARGET = Path(__file__).with_name("requirements.txt")
 PYTHONS = ("3.11", "3.13")
+#: Nobody installs an extra into a Debian package: it has all that a host's user sees.
+EXTRAS = ("dashboards", "tui")
 MACHINES = ("x86_64", "aarch64")
 HEAD = """\
 # What the Debian package carries, made by packaging/deb/lock.py from pyproject.toml; a test says when it is behind.
@@ -44,7 +46,8 @@ def resolve(python: str, machine: str, wanted: list[str], constraints: list[str]
 
 def main() -> int:
     """Resolve and write."""
-    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + [one for name in EXTRAS for one in project["optional-dependencies"][name]]
     hashes: dict[str, set[str]] = {}
     for python, machine in itertools.product(PYTHONS, MACHINES):
         for one in resolve(python, machine, wanted, sorted(hashes)):

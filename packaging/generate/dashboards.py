@@ -17,7 +17,7 @@ from catalog_plans import catalog_plans
 
 from exporter.cli.build import build_catalog
 from exporter.dashboard import Board, Panel, Query, Row, Shape, image_board, image_summary, render
-from exporter.dashboard.board import AGENT, TOP, legend, of_agents, rate, select, top, total
+from exporter.dashboard.board import AGENT, TOP, legend, of_agents, quantile, rate, select, top, total
 from exporter.image import Store
 from exporter.plan import Plan
 
@@ -212,6 +212,20 @@ def fleet() -> Board:
                 {"image": "Image", "ref": "Reference", "version": "Version", "digest": "Digest", "Value": "Hosts"},
             ),
             line(
+                "Upgrades",
+                "How often per second another version of an image took the place of the one that ran.",
+                "cps",
+                (top(total(rate("skep_image_upgrades_total"), ["image"])), "{{image}}"),
+            ),
+            line(
+                "Time counted twice, or not at all",
+                "While an image is upgraded: as a share of time, both versions attached (twice) or none (gap), the "
+                f"{TOP} largest by image.",
+                "percentunit",
+                (top(total(rate("skep_image_upgrade_overlap_seconds_total"), ["image"])), "{{image}} twice"),
+                (top(total(rate("skep_image_upgrade_gap_seconds_total"), ["image"])), "{{image}} gap"),
+            ),
+            line(
                 "Digests of each image",
                 "How many digests of the image run at once: 1 when the fleet is of one mind.",
                 "short",
@@ -247,6 +261,13 @@ def fleet() -> Board:
                 ),
             ),
             otlp_items(),
+            table(
+                "Streams",
+                "On how many hosts each stream of events runs. lost: whether its program counts what a full ring could "
+                "not take, or nobody can know.",
+                total(select("skep_stream_info"), ["image", "stream", "lost"], how="count"),
+                {"image": "Image", "stream": "Stream", "lost": "Losses", "Value": "Hosts"},
+            ),
             line(
                 "Pulls that fail",
                 "Failed attempts per second to get an image, by cause.",
@@ -376,6 +397,18 @@ def cost() -> Board:
                 (top(of_agents(select("scrape_duration_seconds"))), "{{instance}}"),
             ),
             line(
+                "Scrape requests",
+                "Answers to scrapes per second, by HTTP status: 503 where too many came at once.",
+                "cps",
+                (top(total(rate("skep_scrape_requests_total"), ["code"])), "{{code}}"),
+            ),
+            line(
+                "Scrapes in flight",
+                f"Scrapes that are answered at this moment, the {TOP} largest by host.",
+                "short",
+                (top(total(select("skep_scrape_requests_in_flight"), ["instance"])), "{{instance}}"),
+            ),
+            line(
                 "Read duration by image",
                 f"Time the last read of the image's maps took, the {TOP} largest by image and host.",
                 "s",
@@ -401,6 +434,72 @@ def cost() -> Board:
                 "percentunit",
                 (top(f"{fill} and {select('skep_map_max_entries')} > 1"), "{{image}} {{map}} {{instance}}"),
                 maximum=1.0,
+            ),
+        ),
+    )
+    runs, seconds = rate("skep_program_runs_total"), rate("skep_program_run_seconds_total")
+    by = ["image", "program", "instance"]
+    programs = Row(
+        "Programs in the kernel",
+        (
+            line(
+                "CPU of programs",
+                f"CPU time that programs take in the kernel, as a share of one CPU, the {TOP} largest by program and "
+                "host. Needs telemetry.bpf_stats, or the sysctl kernel.bpf_stats_enabled.",
+                "percentunit",
+                (top(total(seconds, by)), legend(by)),
+            ),
+            line(
+                "Time per run",
+                f"What one run of a program takes, the {TOP} largest by program and host. Needs the same.",
+                "s",
+                (top(f"{total(seconds, by)} / {total(runs, by)}"), legend(by)),
+            ),
+            line(
+                "Runs",
+                f"Runs of programs per second, the {TOP} largest by program and host. Needs the same.",
+                "cps",
+                (top(total(runs, by)), legend(by)),
+            ),
+            line(
+                "Runs left out",
+                "Runs per second that the kernel left out because the program ran on that CPU already: what they would "
+                f"have counted is missing. The {TOP} largest by program and host.",
+                "cps",
+                (top(total(rate("skep_program_recursion_misses_total"), by)), legend(by)),
+            ),
+        ),
+    )
+    posting = Row(
+        "OTLP",
+        (
+            line(
+                "Attempts to post",
+                "Attempts per second, by how they ended: ok, partial, http_STATUS, grpc_STATUS, timeout, connect, tls.",
+                "cps",
+                (top(total(rate("skep_otlp_requests_total"), ["signal", "cause"])), "{{signal}} {{cause}}"),
+            ),
+            line(
+                "Time of an attempt, p99",
+                "99th percentile of the time an attempt to post takes, by signal.",
+                "s",
+                (quantile(0.99, "skep_otlp_request_duration_seconds", ("signal",)), "{{signal}}"),
+            ),
+            line(
+                "Items pending",
+                f"Data points and log records without a final answer yet, the {TOP} largest by signal and host.",
+                "short",
+                (top(total(select("skep_otlp_items_pending"), ["signal", "instance"])), "{{signal}} {{instance}}"),
+            ),
+            line(
+                "Series forgotten",
+                "Series per second whose end, or last gains, were not told because too many left while the receiver "
+                "was away.",
+                "cps",
+                (
+                    top(total(rate("skep_otlp_series_forgotten_total"), ["signal", "instance"])),
+                    "{{signal}} {{instance}}",
+                ),
             ),
         ),
     )
@@ -439,8 +538,8 @@ def cost() -> Board:
     return Board(
         uid="skep-cost",
         title="skep / Agent cost",
-        description="What the agent takes: CPU, memory, series, scrape time, rings and queues.",
-        rows=(process, scrapes, events),
+        description="What the agent and its programs take: CPU, memory, series, scrapes, rings, queues, posting.",
+        rows=(process, programs, scrapes, events, posting),
     )
 
 

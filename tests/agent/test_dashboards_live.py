@@ -45,6 +45,10 @@ NOT_SHOWN: dict[str, str] = {}
 NOT_THERE: dict[str, str] = {}
 
 
+# Has the kernel measure the runs of all programs.
+MEASURED = "telemetry: {bpf_stats: true}\n"
+
+
 @dataclass(frozen=True)
 class Live:
     """What the tests ask."""
@@ -90,7 +94,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     ]
     with OtlpReceiver() as receiver:
         otlp = {"endpoint": receiver.endpoint, "metrics": {"interval": "1s"}}
-        with running_agent(directory, f"images: {json.dumps(images)}\notlp: {json.dumps(otlp)}\n") as agent:
+        with running_agent(directory, f"images: {json.dumps(images)}\notlp: {json.dumps(otlp)}\n{MEASURED}") as agent:
             agent.wait(lambda page: page.state("degraded") == "degraded" and page.state("away") == "failed")
             agent.wait(lambda page: all(page.state(name) == "running" for name in names))
             receiver.answer(*[Answer(), Answer(rejected=1, message="not this one")] * 500)

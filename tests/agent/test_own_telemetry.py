@@ -16,7 +16,7 @@ from exporter.kernel.features import probe
 from exporter.kernel.usage import SYSCTL
 from tests.support.otlp_receiver import Answer, OtlpReceiver
 
-from .harness import Agent, Page, running_agent
+from .harness import Agent, Page, running_agent, skep
 from .objects import counting, make_calls, write
 
 PID = os.getpid()
@@ -202,7 +202,12 @@ def test_metrics_of_the_process_are_left_out_if_they_are_not_wanted(tmp_path: Pa
 
 def test_batches_are_those_of_the_environment(tmp_path: Path) -> None:
     """OTEL_BLRP_*; a name that nobody knows is told."""
-    environment = {"OTEL_BLRP_MAX_EXPORT_BATCH_SIZE": "10", "OTEL_BLRP_SCHEDULE_DELAY": "300", "OTEL_BLRP_DELAY": "1"}
+    environment = {
+        "OTEL_BLRP_MAX_EXPORT_BATCH_SIZE": "10",
+        "OTEL_BLRP_SCHEDULE_DELAY": "300",
+        "OTEL_BLRP_DELAY": "1",
+        "OTEL_LOGRECORD_ATTRIBUTE_COUNT_LIMIT": "1",
+    }
     with OtlpReceiver() as receiver:
         config = f"images: [{image(tmp_path)}]\notlp: {{endpoint: '{receiver.endpoint}', metrics: {{enabled: false}}}}"
         with running_agent(tmp_path, config, environment=environment) as agent:
@@ -211,11 +216,43 @@ def test_batches_are_those_of_the_environment(tmp_path: Path) -> None:
             agent.wait(lambda page: page.sum("skep_events_exported_total") == 100)
             [line] = agent.lines("an OTEL_ variable has no effect")
             assert "OTEL_BLRP_DELAY is not known" in str(line["reason"])
-        sizes = [
-            len(scope.log_records)
+        batches = [
+            scope.log_records
             for request in receiver.logs()
             for resource in request.resource_logs
             for scope in resource.scope_logs
         ]
+    sizes = [len(batch) for batch in batches]
+    assert {(len(one.attributes), one.dropped_attributes_count) for batch in batches for one in batch} == {(1, 1)}
     assert sum(sizes) == 100
     assert max(sizes) <= 10
+
+
+# ---- what an operator asks over the port ----
+
+
+def test_configuration_is_read_again_over_http_if_that_is_allowed(tmp_path: Path) -> None:
+    """200 when it was good, 500 with the reason when it was not; only with the flag."""
+    config = f"images: [{image(tmp_path)}]\n"
+    with running_agent(tmp_path, config, "--web.enable-lifecycle") as agent:
+        agent.wait_states(calls="running")
+        (tmp_path / "agent.yaml").write_text("store: {path: store}\nimages: []\n")
+        assert agent.get("/-/reload", method="POST") == (200, "configuration reloaded\n")
+        page = agent.scrape()
+        assert page.all("skep_image_state") == []
+        (tmp_path / "agent.yaml").write_text("images: nothing\n")
+        status, text = agent.get("/-/reload", method="PUT")
+        assert status == 500
+        assert "agent.yaml:1:9" in text
+        assert agent.lines("configuration reloaded", cause="/-/reload")
+        assert agent.get("/-/reload")[0] == 405
+    with running_agent(tmp_path / "off", "images: []") as agent:
+        assert agent.get("/-/reload", method="POST")[0] == 403
+        assert agent.lines("configuration reloaded") == []
+
+
+def test_version_of_the_agent_is_told_in_several_lines() -> None:
+    """As every exporter does it."""
+    done = skep("agent", "--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["skep", "libbpf", "kernel", "python"]

@@ -1,8 +1,9 @@
 """``make bench``: measure, print a table, write ``build/bench.json``.
 
 Scrapes of 1,000, 10,000 and 100,000 series of three labels out of a real kernel map, beside
-what they cannot be cheaper than and what prometheus-client takes for the same rows; then the time
-that each shipped program takes per event. Every ratio is of two things measured in this
+what they cannot be cheaper than and what prometheus-client takes for the same rows, in both formats and
+compressed; points and events over OTLP beside the OpenTelemetry SDK; the time that each shipped program
+takes per event; memory of an idle agent. Every ratio is of two things measured in this
 run: medians of samples that took turns, each case in a process of its own.
 
 The file is a list of ``{name, value, unit, against, ratio}``; ``against`` names another entry
@@ -17,6 +18,7 @@ import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +26,23 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 
 from exporter.errors import KernelError
-from tests.bench import case, kernel_side, programs, rows
+from tests.bench import case, kernel_side, memory, programs, push, rows
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build"
 ROUNDS = 3
+CASES = (
+    "scrape",
+    "floor",
+    "render",
+    "openmetrics",
+    "gzip_1",
+    "gzip_6",
+    "gzip_9",
+    "otlp",
+    "client",
+    "client_openmetrics",
+)
 
 
 @dataclass(frozen=True)
@@ -94,13 +108,13 @@ def run_case(name: str, *numbers: int, library: Path, body_bytes: int) -> dict[s
 def scrapes(count: int, library: Path) -> list[Figure]:
     """All cases of one size."""
     repeats = max(3, min(101, 300_000 // count)) | 1
-    cases = {name: Case([], [], [], 0) for name in ("scrape", "floor", "render", "otlp", "client")}
+    cases = {name: Case([], [], [], 0) for name in CASES}
     fd = rows.create_map(count + count // 4)
     try:
         for _ in range(ROUNDS):
             for name, one in cases.items():
                 # The scrape goes first: the floor copies a body of its size.
-                few = max(3, repeats // 10) if name == "client" else repeats
+                few = max(3, repeats // 10) if name.startswith(("client", "gzip")) else repeats
                 measured = run_case(name, count, few, fd, library=library, body_bytes=cases["scrape"].made_bytes)
                 one.samples_s += measured["samples_s"]
                 one.first_s.append(measured["first_s"])
@@ -120,9 +134,28 @@ def scrapes(count: int, library: Path) -> list[Figure]:
         figure("skep scrape", scrape.cpu_ms, "ms CPU", "floor: batch look-up in C and one copy", floor.cpu_ms),
         figure("skep first scrape, every series new", scrape.first_ms, "ms CPU", "skep scrape", scrape.cpu_ms),
         figure("skep text alone", cases["render"].cpu_ms, "ms CPU", "skep scrape", scrape.cpu_ms),
+        figure(
+            "skep OpenMetrics alone", cases["openmetrics"].cpu_ms, "ms CPU", "skep text alone", cases["render"].cpu_ms
+        ),
+        *(
+            figure(f"gzip level {level}", cases[f"gzip_{level}"].cpu_ms, "ms CPU", "skep scrape", scrape.cpu_ms)
+            for level in (1, 6, 9)
+        ),
         figure("skep OTLP requests alone", cases["otlp"].cpu_ms, "ms CPU", "skep text alone", cases["render"].cpu_ms),
         figure("prometheus-client, text alone", client.cpu_ms, "ms CPU", "skep scrape", scrape.cpu_ms),
+        figure(
+            "prometheus-client, OpenMetrics alone",
+            cases["client_openmetrics"].cpu_ms,
+            "ms CPU",
+            "skep OpenMetrics alone",
+            cases["openmetrics"].cpu_ms,
+        ),
         figure("body", scrape.made_bytes / 1024, "KiB"),
+        *(
+            figure(f"body, gzip level {level}", made / 1024, "KiB", "body", scrape.made_bytes / 1024)
+            for level in (1, 6, 9)
+            for made in (cases[f"gzip_{level}"].made_bytes,)
+        ),
         figure("skep scrape, memory", scrape.memory_mib, "MiB peak"),
         figure("prometheus-client, memory", client.memory_mib, "MiB peak", "skep scrape, memory", scrape.memory_mib),
     ]
@@ -162,6 +195,28 @@ def events(seconds: float) -> list[Figure]:
     return figures
 
 
+def idle() -> Iterator[Figure]:
+    """Memory of all processes of an agent with ten images of which nothing is asked."""
+    for title, protocol in (("scraped only", ""), ("OTLP over HTTP", "http/protobuf"), ("OTLP over gRPC", "grpc")):
+        size, processes = memory.measure(protocol)
+        yield Figure(f"idle with ten images, {title}, {processes} processes", size / (1 << 20), "MiB PSS")
+
+
+def measured(options: argparse.Namespace) -> Iterator[Figure]:
+    """Whatever was asked for, one after the other."""
+    library = build_floor()
+    check_rows_are_the_same(library)
+    for count in options.sizes:
+        yield from scrapes(count, library)
+    if options.push:
+        for row in push.measure(options.points, options.events):
+            yield Figure(*row)
+    if options.programs:
+        yield from events(options.seconds)
+    if options.memory:
+        yield from idle()
+
+
 def shown(figure: Figure) -> str:
     """One line of the table."""
     value = "never ran" if figure.value is None else f"{figure.value:12,.3f} {figure.unit}"
@@ -190,21 +245,15 @@ def main() -> int:
     parser.add_argument("--programs", action=argparse.BooleanOptionalAction, default=True, help="time per event")
     parser.add_argument("--kernel", action=argparse.BooleanOptionalAction, default=True, help="look-ups and loading")
     parser.add_argument("--seconds", type=float, default=3.0, help="of work for each image")
+    parser.add_argument("--push", action=argparse.BooleanOptionalAction, default=True, help="OTLP beside the SDK")
+    parser.add_argument("--points", type=int, nargs="*", default=[10_000, 100_000], help="of a push")
+    parser.add_argument("--events", type=int, default=50_000, help="of a push")
+    parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True, help="of an idle agent")
     options = parser.parse_args()
     figures: list[Figure] = []
-    library = build_floor()
-    check_rows_are_the_same(library)
-    for count in options.sizes:
-        for figure in scrapes(count, library):
-            figures.append(figure)
-            print(shown(figure), flush=True)
-    if options.kernel:
-        figures += (made := kernel_side.figures(library))
-        print(*map(shown, made), sep="\n", flush=True)
-    if options.programs:
-        for figure in events(options.seconds):
-            figures.append(figure)
-            print(shown(figure), flush=True)
+    for figure in measured(options):
+        figures.append(figure)
+        print(shown(figure), flush=True)
     (BUILD / "bench.json").write_text(json.dumps([asdict(figure) for figure in figures], indent=1) + "\n")
     print(*verdicts(figures), *kernel_side.verdicts(figures), sep="\n")
     return 0

@@ -12,6 +12,7 @@ import json
 import re
 import sys
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,8 @@ from typing import TYPE_CHECKING
 from tests.bench import rows
 
 if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
     from exporter.collect import Frame
     from exporter.kernel import Map
 
@@ -109,6 +112,44 @@ def render(count: int, fd: int, _library: str, _body_bytes: int) -> Callable[[],
     return lambda: prometheus.render(snapshot)
 
 
+def openmetrics(count: int, fd: int, _library: str, _body_bytes: int) -> Callable[[], Sequence[bytes] | bytes]:
+    """The same series in the format that Prometheus prefers."""
+    from exporter.export import prometheus
+    from exporter.model import Resource, Snapshot
+
+    frame = _frame()
+    _read(_reader(count, fd), frame, NOW_NS)
+    snapshot = Snapshot(NOW_NS, Resource(), [frame])
+    return lambda: prometheus.render(snapshot, b"", prometheus.Exposition.OPENMETRICS_1_0_0)
+
+
+def packed(count: int, fd: int, level: int) -> Callable[[], Sequence[bytes] | bytes]:
+    """The same text compressed as the server does it, at any level."""
+    body = render(count, fd, "", 0)()
+    assert isinstance(body, bytes)
+
+    def once() -> bytes:
+        packer = zlib.compressobj(level, zlib.DEFLATED, 31)
+        return packer.compress(body) + packer.flush()
+
+    return once
+
+
+def gzip_1(count: int, fd: int, _library: str, _body_bytes: int) -> Callable[[], Sequence[bytes] | bytes]:
+    """At the level that the server uses."""
+    return packed(count, fd, 1)
+
+
+def gzip_6(count: int, fd: int, _library: str, _body_bytes: int) -> Callable[[], Sequence[bytes] | bytes]:
+    """At zlib's own default."""
+    return packed(count, fd, 6)
+
+
+def gzip_9(count: int, fd: int, _library: str, _body_bytes: int) -> Callable[[], Sequence[bytes] | bytes]:
+    """At prometheus-client's level."""
+    return packed(count, fd, 9)
+
+
 def otlp(count: int, fd: int, _library: str, _body_bytes: int) -> Callable[[], Sequence[bytes] | bytes]:
     """The same series as OTLP requests."""
     from exporter.export import otlp as encoder
@@ -122,7 +163,22 @@ def otlp(count: int, fd: int, _library: str, _body_bytes: int) -> Callable[[], S
 
 def client(count: int, _fd: int, _library: str, _body_bytes: int) -> Callable[[], Sequence[bytes] | bytes]:
     """prometheus-client rendering the same rows, their label texts and numbers ready in Python lists."""
-    from prometheus_client import CollectorRegistry, generate_latest
+    from prometheus_client import generate_latest
+
+    registry = _registry(count)
+    return lambda: generate_latest(registry)
+
+
+def client_openmetrics(count: int, _fd: int, _library: str, _body: int) -> Callable[[], Sequence[bytes] | bytes]:
+    """The same in OpenMetrics."""
+    from prometheus_client.openmetrics.exposition import generate_latest
+
+    registry = _registry(count)
+    return lambda: bytes(generate_latest(registry, version="1.0.0"))  # type: ignore[no-untyped-call]
+
+
+def _registry(count: int) -> CollectorRegistry:
+    from prometheus_client import CollectorRegistry
     from prometheus_client.core import CounterMetricFamily
     from prometheus_client.registry import Collector
 
@@ -140,10 +196,13 @@ def client(count: int, _fd: int, _library: str, _body_bytes: int) -> Callable[[]
 
     registry = CollectorRegistry()
     registry.register(Rows())
-    return lambda: generate_latest(registry)
+    return registry
 
 
-CASES = {each.__name__: each for each in (floor, scrape, render, otlp, client)}
+CASES = {
+    each.__name__: each
+    for each in (floor, scrape, render, openmetrics, gzip_1, gzip_6, gzip_9, otlp, client, client_openmetrics)
+}
 
 
 def text(name: str, count: int, fd: int, library: str) -> str:

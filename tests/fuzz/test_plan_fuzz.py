@@ -6,18 +6,21 @@ not overlap, every rule lies inside its row, bounds increase.
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from exporter.bpf import ObjectSpec, read_object
 from exporter.collect import RecordDecoder
+from exporter.collect.histogram import compile_values
+from exporter.collect.labels import ATTRIBUTE_OF_POINT, compile_labels
 from exporter.collect.tally import compile_records
 from exporter.config import AttachConfig, EventConfig, ImageConfig, Limits, MetricConfig
 from exporter.errors import ObjectError, PlanError, Problems
 from exporter.model import Kind, prometheus_label
 from exporter.plan import DECODERS, LabelRule, Plan, ValueRule, make_plan, parse_metadata
+from exporter.plan.decoders import compile_step, parse_expression
 from exporter.plan.metadata import KINDS
 from tests.support.clang import compile_bpf
 from tests.support.elfwriter import BtfWriter, ObjectWriter
@@ -124,6 +127,7 @@ def configs(draw: st.DrawFn) -> ImageConfig:
     )
 
 
+EXPRESSIONS = ["map(0=a,*=b)", "enum(op)", "flags(op)", "enum(none)", "string|regexp(/a/b/)", "hex|map(0x0=z)"]
 METRIC_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 
@@ -136,7 +140,13 @@ def compiled() -> ObjectSpec:
 
 def inside(rule: LabelRule | ValueRule, size: int) -> bool:
     """Whether a rule reads only bytes that are there."""
-    return rule.offset_bits >= 0 and rule.size_bits > 0 and rule.offset_bits + rule.size_bits <= size * 8
+    count = rule.count if isinstance(rule, LabelRule) else 1
+    return rule.offset_bits >= 0 and rule.size_bits > 0 and rule.offset_bits + rule.size_bits * count <= size * 8
+
+
+def compiles(labels: Sequence[LabelRule], constants: Sequence[tuple[str, str]], size: int) -> None:
+    """What the plan says is not refused by those who run it."""
+    compile_labels(labels, constants, size=size, subject="plan", tag=ATTRIBUTE_OF_POINT, enums={})
 
 
 def check(plan: Plan) -> None:
@@ -145,12 +155,17 @@ def check(plan: Plan) -> None:
     for table in plan.tables:
         labels = [prometheus_label(rule.name) for rule in table.labels]
         labels += [prometheus_label(name) for name, _ in table.constant_labels]
-        assert len(labels) == len(set(labels)) and all(map(LABEL_NAME.fullmatch, labels))
+        assert all(map(LABEL_NAME.fullmatch, labels))
         assert table.records == (table.key_size == 0)
-        label_bytes = table.value_size if table.records else table.key_size
+        label_bytes = table.value_size if table.records else table.row_key_size
         assert all(inside(rule, label_bytes) and rule.decoder in DECODERS for rule in table.labels)
+        # What a plan says can be compiled: names that are not shared, sizes that decoders take, elements inside.
         if table.records:
-            compile_records(table)
+            compiled_records, key_labels = compile_records(table)
+            compiles(key_labels, table.constant_labels, len(compiled_records.mask))
+        else:
+            compiles(table.labels, table.constant_labels, label_bytes)
+            compile_values(table)
         cell = 0
         assert table.metrics
         for metric in table.metrics:
@@ -230,7 +245,8 @@ def tags(draw: st.DrawFn) -> str:
     flags = ["drop", "slot", "time", "sum", "enabled"]
     said = {key: values for key, values in SAID.items() if key not in flags}
     said |= {key: ["true", "false"] for key in flags}
-    said |= {"label": ["a", "b.c:uint", "d:cgroup"], "decode": sorted(DECODERS)}
+    said |= {"label": ["a", "b.c:uint", "d:cgroup", "d:map(0=x)"], "decode": [*sorted(DECODERS), *EXPRESSIONS]}
+    said |= {"union": ["m0", "m1", "m2.m0"], "case": ["0", "1,OP_A", "-1", "*"], "index": ["i", "a:enum(op)", "b:hex"]}
     key = draw(st.sampled_from(sorted(said)))
     return f"skep:{key}={draw(st.sampled_from(said[key]))}"
 
@@ -288,3 +304,18 @@ def test_any_object_makes_a_plan_or_says_what_is_wrong(writer: ObjectWriter) -> 
     except ObjectError:
         return
     plan(spec, ImageConfig(name="image", ref="image"), {})
+
+
+@given(st.text(st.sampled_from(r"map(regexp/|\\)=,*abuint0x1.enum[]{}^$+?"), max_size=60) | st.text(max_size=40))
+@example("regexp(/" + "(" * 500 + "/)")
+@example("regexp(/(?:(?:(?:a{900}){900}){900}/)")
+def test_any_expression_is_read_or_refused(text: str) -> None:
+    """In one line; and what is read can be run on any text."""
+    try:
+        expression = parse_expression(text)
+    except PlanError as problem:
+        assert "\n" not in str(problem)
+        return
+    assert expression.decoder in {"", *DECODERS}
+    for step in expression.steps:
+        assert isinstance(compile_step(step)("a/b:c\ud83d" if step.kind == "map" else "a" * 4096), str)

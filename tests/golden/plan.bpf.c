@@ -75,6 +75,13 @@ struct everything {
 		u64 both;
 	} target;
 	union { u8 v6[16]; u32 v4; } peer TAG("label=peer.address:ip");
+	u16 family TAG("decode=family");
+	union {
+		u32 v4 TAG("label=via:ipv4") TAG("case=2");
+		u8 v6[16] TAG("label=via:ipv6") TAG("case=10");
+	} via TAG("union=family");
+	u16 ports[2];
+	u8 mode TAG("decode=map(0=read,1=write)");
 };
 MAP(counter_everything, LRU_HASH, 1000, struct everything, u64);
 
@@ -82,6 +89,10 @@ MAP(counter_everything, LRU_HASH, 1000, struct everything, u64);
 struct state { u64 packets; duration busy; float load; bool up; char name[8]; void *owner; };
 MAP(gauge_state, PERCPU_ARRAY, 1, u32, struct state);
 MAP(counter_by_index, ARRAY, 8, u32, u64);
+
+/* An array in a value: each element is a series. */
+struct by_mode { u64 total; u64 calls[2] TAG("index=mode:enum(io_operation)"); };
+MAP(counter_mode, HASH, 8, u32, struct by_mode);
 
 /* Events. */
 struct exit {

@@ -309,9 +309,11 @@ def test_program_that_nobody_attaches_says_what_to_do_instead(
     """Before it is loaded, in one line."""
     object = "functions" if section in ("kprobe", "fentry") else "packets"
     attach = LO if section == "tc" else None
+    if section == "netfilter" and kernel_version() < (6, 4):
+        words = "has no netfilter programs (first in 6.4)"
     with pytest.raises(KernelError, match=re.escape(words)) as caught:
         loading(object, ProgramRequest(program, section, attach))
-    assert caught.value.code == "kernel.attach_target"
+    assert caught.value.code in ("kernel.attach_target", "kernel.hook")
     assert repr(program) in str(caught.value)
 
 
@@ -479,8 +481,9 @@ def test_cpu_that_goes_and_comes_back_is_sampled_again(loading: Loading) -> None
     switch = Path("/sys/devices/system/cpu/cpu1/online")
     if channel.VARIABLE not in os.environ:
         pytest.skip("no such hardware: a machine whose CPUs are ours to take away")
-    section = "perf_event/type=software,config=cpu-clock,frequency=200"
-    collection = loading("places", ProgramRequest("on_sample", section), read_maps=("visits",), partial=False)
+    section = "perf_event/type=software,config=cpu-clock,frequency=1000"
+    request = ProgramRequest("on_sample", section, {"frequency_hz": 200})
+    collection = loading("places", request, read_maps=("visits",), partial=False)
     switch.write_text("0")
     try:
         assert collection.follow_cpus(online_cpus())

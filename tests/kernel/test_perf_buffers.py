@@ -1,6 +1,7 @@
 """Perf event arrays and queues against what the program counted: every CPU's buffer, its losses, CPUs that come."""
 
 import contextlib
+import errno
 import os
 import struct
 import threading
@@ -10,7 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from exporter.errors import KernelError
-from exporter.kernel import Collection, MapRequest, ProgramRequest, RingReader
+from exporter.kernel import Collection, MapRequest, ProgramRequest, RingReader, rings
+from exporter.kernel._reader import PerfBuffer
 from exporter.kernel.rings import PERF_BUFFER_BYTES, online_cpus
 
 from .conftest import GETPGID, Compile, Loading, make_calls, own_globals, recursion_misses
@@ -184,6 +186,34 @@ def test_cpu_that_comes_online_gets_a_buffer_and_one_that_returns_a_new_one(reco
     assert reader.wait(5)
     assert sorted(numbers(drain(reader, index))) == list(range(3, 2007))
     assert tallies(records)[:2] == (2007, 3)
+    reader.close()
+
+
+@pytest.mark.parametrize("number", [errno.ENODEV, errno.EPERM])
+def test_cpu_that_is_just_leaving_is_tried_again_and_a_refusal_is_told(
+    records: Collection, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Only the kernel's "no such device" means the first; a CPU without a buffer would lose its records untold."""
+    cpus = sorted(os.sched_getaffinity(0))
+
+    def opened(map_fd: int, cpu: int, size: int, watermark: int) -> PerfBuffer:
+        if cpu == cpus[-1]:
+            raise OSError(number, "opening")
+        return PerfBuffer(map_fd, cpu, size, watermark)
+
+    reader = RingReader()
+    with monkeypatch.context() as patch:
+        patch.setattr(rings, "PerfBuffer", opened)
+        if number != errno.ENODEV:
+            with pytest.raises(KernelError, match="CAP_IPC_LOCK"):
+                reader.add(records.maps["events"])
+            return
+        index = reader.add(records.maps["events"])
+    reader._followed_s = 0.0
+    reader.wait(0.01)
+    with on_cpu(cpus[-1]):
+        make_calls(2)
+    assert len(drain(reader, index)) == 2
     reader.close()
 
 

@@ -14,8 +14,8 @@ typedef signed char s8; typedef short s16; typedef int s32; typedef long long s6
 #define __type(name, val) typeof(val) *name
 #define __array(name, val) typeof(val) *name[]
 #define TAG(text) __attribute__((btf_decl_tag("skep:" text)))
-enum { HASH = 1, ARRAY = 2, PERF_EVENT_ARRAY = 4, PERCPU_HASH = 5, PERCPU_ARRAY = 6, STACK_TRACE = 7, LRU_HASH = 9, LPM_TRIE = 11,
-       ARRAY_OF_MAPS = 12, QUEUE = 22, STACK = 23, RINGBUF = 27, USER_RINGBUF = 31 };
+enum { HASH = 1, ARRAY = 2, PERF_EVENT_ARRAY = 4, PERCPU_HASH = 5, PERCPU_ARRAY = 6, STACK_TRACE = 7, LRU_HASH = 9,
+       LPM_TRIE = 11, ARRAY_OF_MAPS = 12, QUEUE = 22, STACK = 23, RINGBUF = 27, USER_RINGBUF = 31 };
 #define MAP(name, map_type, entries, key_t, value_t) \\
     struct { __uint(type, map_type); __uint(max_entries, entries); __type(key, key_t); __type(value, value_t); } \\
     name SEC(".maps")

@@ -139,7 +139,7 @@ class FrameModel:
         now_s = max(now_ns - self.start_ns, 0) // SECOND
         for row in self.rows.values():
             row.seen = False
-        for key, value in rows.items():
+        for key, value in self._elements(rows, cpus):
             raw = read_row(self.ops, value, value_stride=len(value), cpus=cpus)
             if key not in self.rows and not (self.plan.skip_zero_rows and not any(raw)):
                 text = self._text(key)
@@ -169,6 +169,18 @@ class FrameModel:
         self._add_up_gauges()
         self._expire(now_s)
         self.new_start_ns = now_ns
+
+    def _elements(self, rows: Mapping[bytes, bytes], cpus: int) -> Iterable[tuple[bytes, bytes]]:
+        """Each element of an array in the value as a row of its own, of all CPUs."""
+        if self.plan.elements == 1:
+            yield from rows.items()
+            return
+        for key, value in rows.items():
+            step = len(value) // cpus
+            for index in range(self.plan.elements):
+                skip = index * self.plan.element_stride
+                slots = [value[cpu * step + skip : (cpu + 1) * step].ljust(step, b"\0") for cpu in range(cpus)]
+                yield key + index.to_bytes(4, "little"), b"".join(slots)
 
     def _forget(self, now_s: int) -> None:
         for key in [key for key, row in self.rows.items() if not row.seen]:

@@ -28,7 +28,10 @@ PATHS = {
     "/user.slice/user-1000.slice/user@1000.service/app.slice/app-gnome-firefox-4242.scope": (
         "app-gnome-firefox-4242.scope", "app.slice", "", "",
     ),
-    "/machine.slice/systemd-nspawn@deb.service/payload": ("systemd-nspawn@deb.service", "machine.slice", "", ""),
+    "/machine.slice/systemd-nspawn@deb.service/payload": ("systemd-nspawn@deb.service", "machine.slice", "deb", ""),
+    r"/machine.slice/systemd-nspawn@my\x2ddeb.service/supervisor": (
+        r"systemd-nspawn@my\x2ddeb.service", "machine.slice", "my-deb", "",
+    ),
     # Docker, systemd driver and cgroupfs driver
     f"/system.slice/docker-{C}.scope": (f"docker-{C}.scope", "system.slice", C, ""),
     f"/docker/{C}": ("", "", C, ""),
@@ -80,7 +83,9 @@ PATHS = {
     # k3s, ECS, LXC, Kata
     f"/k8s.io/{C}": ("", "", C, ""),
     f"/ecs/9781c248-0edd-4cdb-9a93-f63cb662a5d3/{C}": ("", "", C, ""),
-    "/lxc.payload.web": ("", "", "", ""),
+    "/lxc.payload.web": ("", "", "web", ""),
+    "/lxc.payload.web/system.slice/nginx.service": ("nginx.service", "system.slice", "web", ""),
+    "/lxc.monitor.web": ("", "", "", ""),
     f"/kata_overhead/{C}": ("", "", C, ""),
     # things that only look like it
     f"/docker/{C[:-1]}": ("", "", "", ""),

@@ -17,7 +17,7 @@ from prometheus_client.core import GaugeMetricFamily
 from exporter.agent.delivery import LogsDelivery, MetricsDelivery
 from exporter.agent.events import EventReader, Ledger, Parcel, ParcelQueue, count_records
 from exporter.agent.telemetry import StreamCounts
-from exporter.collect import LogBatch
+from exporter.collect import AttributeLimits, LogBatch
 from exporter.errors import KernelError
 from exporter.export.metrics import MetricsExport
 from exporter.export.registry import families
@@ -133,7 +133,11 @@ class FakeStream:
     fill_ratio_max: float = 0.0
     ring_lost: int | None = None
     ring: object = None
+    limits: AttributeLimits | None = None
     batch: LogBatch | Exception = field(default_factory=LogBatch)
+
+    def limit(self, limits: AttributeLimits) -> None:
+        self.limits = limits
 
     def decode(self, records: bytes, *, otlp: bool, json: bool) -> LogBatch:
         if isinstance(self.batch, Exception):
@@ -374,6 +378,19 @@ def test_parcel_that_is_answered_in_part_ends_with_its_delivery(monkeypatch: pyt
     ]
     assert [parcel.records for parcel in queue.take(1)] == [4]
     assert logs.account().pending == 0
+
+
+def test_streams_are_held_to_the_limits_of_their_receiver() -> None:
+    """Those that are read, and those that come; another receiver has others."""
+    events = EventReader(Ledger(), None, FakeRings())
+    first, second = FakeStream(), FakeStream(name="other")
+    events.add(first)
+    assert first.limits == AttributeLimits()
+    events.route(ParcelQueue(), None, AttributeLimits(5, 2))
+    events.add(second)
+    assert first.limits == second.limits == AttributeLimits(5, 2)
+    events.route(None, None)
+    assert first.limits == second.limits == AttributeLimits()
 
 
 def test_request_holds_no_more_records_than_it_may() -> None:

@@ -41,6 +41,8 @@ def make(bundle: Bundle, *, before: Program | None = None, resolve: Any = None, 
         enums={},
         programs=(),
         usage=dict,
+        iterate=lambda text: (),
+        stages={},
         detach=lambda: None,
         close=lambda: None,
     )

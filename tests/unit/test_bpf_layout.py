@@ -210,3 +210,40 @@ def test_typedef_gives_its_name_to_the_type() -> None:
     assert found is not None
     assert layout_of(btf, found[0]).type_name == "wrapped_t"
     assert btf.find(Struct, "inner") is not None
+
+
+def test_array_has_its_first_element() -> None:
+    """Under its own name, with typedefs and members; the others follow."""
+    _, layout = everything()
+    fields = {entry.name: entry for entry in layout.fields}
+    pair, ops, table = (fields[name].element for name in ("pair", "ops", "table"))
+    assert pair and ops and table
+    assert [(part.name, part.offset_bits) for part in pair.members] == [("pair.a", 168 * 8), ("pair.b", 176 * 8)]
+    assert (ops.kind, ops.offset_bits, ops.size_bits) == (FieldKind.ENUM, 200 * 8, 32)
+    assert (table.kind, table.size_bits, fields["table"].count) == (FieldKind.UINT, 32, 6)
+    second = pair.moved(128, "pair.1")
+    assert [(part.name, part.offset_bits) for part in second.members] == [("pair.1.a", 184 * 8), ("pair.1.b", 192 * 8)]
+
+
+def test_enum_of_eight_bytes_keeps_signs_and_names() -> None:
+    """As LLVM 16 and newer write them."""
+    writer = BtfWriter()
+    big = writer.enum64("big", [("BIG_LOW", -1), ("BIG_HIGH", (1 << 62))], signed=True)
+    huge = writer.enum64("huge", [("HUGE_TOP", (1 << 64) - 1)])
+    btf = parse_btf(writer.build())
+    (field,) = layout_of(btf, big).fields
+    assert (field.kind, field.size_bits, field.signed) == (FieldKind.ENUM, 64, True)
+    assert field.enumerators == ((-1, "BIG_LOW"), (1 << 62, "BIG_HIGH"))
+    (field,) = layout_of(btf, huge).fields
+    assert (field.signed, field.enumerators) == (False, (((1 << 64) - 1, "HUGE_TOP"),))
+
+
+def test_type_that_is_only_declared_is_named() -> None:
+    """Its definition is missing from the source; a pointer to it is none the worse."""
+    writer = BtfWriter()
+    opaque = writer.record(7, "opaque", 0)
+    pointer = writer.ptr(opaque)
+    btf = parse_btf(writer.build())
+    assert layout_of(btf, pointer).fields[0].kind is FieldKind.POINTER
+    with pytest.raises(ObjectError, match="struct 'opaque' without a definition has no size"):
+        layout_of(btf, opaque)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -460,3 +461,17 @@ def test_cflags_and_include_folders_reach_clang(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "x.o").exists()
+
+
+def test_types_of_kernels_are_put_into_the_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As they are given; what is neither BTF nor an archive is refused before the compiler runs."""
+    source, store = written(tmp_path, COUNTER), tmp_path / "store"
+    types = tmp_path / "kernels.tar.xz"
+    with tarfile.open(types, "w:xz") as archive:
+        archive.add(source, "5.4.0-91-generic.btf")
+    assert run(source, "registry.example/me/prog:1", "--btf", types, store=store) == 0
+    bundle = Store(store).bundle(parse_reference("registry.example/me/prog:1"))
+    assert bundle.types is not None and bundle.types() == types.read_bytes()
+    for path, words in ((source, "expected BTF, or a tar archive of it"), (tmp_path / "none", "No such file")):
+        assert run(source, "registry.example/me/prog:1", "--btf", path, store=store) != 0
+        assert words in capsys.readouterr().err

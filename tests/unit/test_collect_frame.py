@@ -662,3 +662,53 @@ def test_frame_names_its_scope_and_instruments() -> None:
     frame = make(table())
     assert frame.scope == Scope("image", "1.0")
     assert frame.instruments == (counter(),)
+
+
+# ---- arrays in a value ----
+
+
+def elements_table(count: int, stride: int, **others: object) -> TablePlan:
+    """A counter and a gauge of each element of an array, by the map's key and the element's index."""
+    metrics = [
+        MetricPlan(counter(), ValueRule(64, 32)),
+        MetricPlan(gauge(cell=1), ValueRule(96, 32)),
+    ]
+    labels = [LabelRule("id", "uint", 0, 32), LabelRule("index", "uint", 32, 32)]
+    size = 16 + (count - 1) * stride
+    return table(labels=labels, metrics=metrics, value_size=size, elements=count, element_stride=stride, **others)
+
+
+def test_each_element_of_an_array_is_a_series() -> None:
+    """Elements that were never above zero have none."""
+    frame = make(elements_table(3, 8, skip_zero_rows=True))
+    value = u64(0) + struct.pack("<6I", 5, 1, 0, 0, 7, 2)
+    read(frame, {u32(1): value, u32(2): bytes(32)}, 1)
+    assert cells(frame) == {b'id="1",index="0"': (5, 1), b'id="1",index="2"': (7, 2)}
+    read(frame, {u32(1): u64(0) + struct.pack("<6I", 5, 0, 4, 0, 6, 2)}, 2)
+    assert cells(frame) == {
+        b'id="1",index="0"': (5, 0), b'id="1",index="1"': (4, 0), b'id="1",index="2"': (13, 2)
+    }  # fmt: skip
+    assert frame._table.rows == 3
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data(), st.integers(2, 4), st.sampled_from([8, 12, 16, 20]), st.integers(1, 2), st.booleans())
+def test_elements_are_what_the_model_says(data: st.DataObject, count: int, stride: int, cpus: int, skip: bool) -> None:
+    """Any values on any number of CPUs, over several reads with rows that come and go."""
+    plan = elements_table(count, stride, per_cpu=cpus > 1, skip_zero_rows=skip)
+    frame, model = make(plan, limit=12), FrameModel(plan, 12)
+    step = -(-plan.value_size // 8) * 8 if cpus > 1 else plan.value_size
+    values = st.lists(st.sampled_from([0, 0, 1, 5, 200]), min_size=step * cpus, max_size=step * cpus).map(bytes)
+    for second in range(1, 4):
+        rows = {u32(n): data.draw(values) for n in data.draw(st.sets(st.integers(1, 3)))}
+        read(frame, rows, second, cpus=cpus)
+        model.read(rows, START + second * SECOND, cpus=cpus)
+        assert shown(frame) == model.shown()
+    assert frame.folded_total == model.folded
+
+
+def test_element_beyond_the_value_is_refused() -> None:
+    """The last element must lie inside, not only the first."""
+    plan = dataclasses.replace(elements_table(3, 8), value_size=24)
+    with pytest.raises(PlanError, match="do not lie inside"):
+        make(plan)

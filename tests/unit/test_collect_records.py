@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry.proto.logs.v1.logs_pb2 import ScopeLogs
 
-from exporter.collect import RecordDecoder
+from exporter.collect import AttributeLimits, RecordDecoder
 from exporter.collect.labels import Value, label_value
 from exporter.collect.limits import TokenBucket
 from exporter.collect.records import json_line, log_record, record_time_ns, split_records, tail_value
@@ -229,6 +229,43 @@ def test_native_tail_is_what_its_twin_says(kind: tuple[str, int], records: list[
     batch = decode(framed(*records), plan)
     assert (batch.otlp, batch.json) == (b"".join(logs), b"".join(lines))
     assert batch.failed == len(records) - len(logs)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.text(max_size=9), max_size=4), st.integers(0, 6), st.integers(0, 5))
+def test_native_limits_are_what_their_twin_says(texts: list[str], length: int, count: int) -> None:
+    """Whole characters are kept, constant labels stay, what is left out is counted; JSON lines have it all."""
+    limits = AttributeLimits(length, count)
+    plan = dataclasses.replace(TAILED, tail=LabelRule("rest", "string", 96, 8), time=None)
+    records = [record()[:12] + text.encode() for text in texts]
+    stream = decoder(plan)
+    stream.limit(limits)
+    batch = stream.decode(framed(*records), now_ns=NOW, realtime_minus_monotonic_ns=OFFSET, otlp=True, json=True)
+    logs, lines = [], []
+    for data in records:
+        pairs = [(rule.name, label_value(rule, data, resolve=resolve)) for rule in plan.attributes]
+        pairs += [("rest", tail_value(plan, data)), *plan.constant_labels]
+        logs.append(log_record(plan, pairs, time_ns=NOW, now_ns=NOW, limits=limits))
+        lines.append(json_line(plan, SCOPE, pairs, time_ns=NOW))
+    assert (batch.otlp, batch.json) == (b"".join(logs), b"".join(lines))
+    assert decode(framed(*records), plan).json == batch.json
+
+
+def test_limited_event_says_what_it_lacks() -> None:
+    """Text is cut between characters, and dropped_attributes_count is the protocol's place for the rest."""
+    plan = dataclasses.replace(TAILED, tail=LabelRule("rest", "string", 96, 8), time=None)
+    data = framed(record()[:12] + "žluťoučký".encode())
+    stream = decoder(plan)
+    for limits, expected, left_out in (
+        (AttributeLimits(value_length=4), {"process.pid": 77, "rest": "žluť", "tier": "db"}, 0),
+        (AttributeLimits(count=1), {"process.pid": 77, "tier": "db"}, 1),
+        (AttributeLimits(), {"process.pid": 77, "rest": "žluťoučký", "tier": "db"}, 0),
+    ):
+        stream.limit(limits)
+        batch = stream.decode(data, now_ns=NOW, realtime_minus_monotonic_ns=OFFSET, otlp=True, json=False)
+        (log,) = ScopeLogs.FromString(batch.otlp).log_records
+        told = {one.key: one.value.string_value or one.value.int_value for one in log.attributes}
+        assert (told, log.dropped_attributes_count) == (expected, left_out)
 
 
 @pytest.mark.parametrize("cut", [1, 8, 15, 17, 47])

@@ -14,7 +14,7 @@ from exporter.collect import Frame, SeriesBudget
 from exporter.collect.tally import KeySpan, key_labels, key_mask, key_spans, record_key
 from exporter.errors import PlanError
 from exporter.model import CellType, Instrument, Kind
-from exporter.plan.plan import LabelRule, MetricPlan, RecordRule, TablePlan, ValueRule
+from exporter.plan.plan import Condition, LabelRule, MetricPlan, RecordRule, Step, TablePlan, ValueRule
 from tests.support.frame_model import OVERFLOW, SCOPE, SECOND, START, counter, unresolved
 from tests.support.record_model import TallyModel, framed
 
@@ -243,6 +243,10 @@ label_rules = st.sampled_from(
         LabelRule("high", "uint", 69, 7),
         LabelRule("delta", "int", 160, 32, signed=True),
         LabelRule("half", "hex", 176, 12),
+        LabelRule("list", "uint", 96, 16, count=3),
+        LabelRule("by_pid", "string", 96, 64, conditions=(Condition(64, 32, (1, 2)),)),
+        LabelRule("else", "int", 160, 8, signed=True, count=2, conditions=(Condition(66, 3, (0,), negated=True),)),
+        LabelRule("step", "string", 96, 64, steps=(Step("map", (("a", "b"),)), Step("regexp", pattern="^.{3}"))),
     ]
 )
 edge_lists = st.lists(st.integers(-3, 40), max_size=5, unique=True).map(lambda edges: tuple(sorted(edges)))

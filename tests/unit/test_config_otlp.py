@@ -198,6 +198,21 @@ def test_batches_and_their_limits_are_read() -> None:
     assert (config.metrics_export_timeout_s, config.logs_export_timeout_s) == (2.0, 30.0)
 
 
+def test_limits_of_log_records_come_before_those_of_all_signals() -> None:
+    """And the configuration before both."""
+    env = {
+        "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT": "100",
+        "OTEL_ATTRIBUTE_COUNT_LIMIT": "9",
+        "OTEL_LOGRECORD_ATTRIBUTE_COUNT_LIMIT": "5",
+    }
+    environment = settings_from_environment(env)
+    assert environment.warnings == ()
+    config = make_otlp_config({}, environment)
+    assert (config.logs_value_length_limit, config.logs_attribute_limit) == (100, 5)
+    config = make_otlp_config({"logs": {"attribute_value_length_limit": 7}}, environment)
+    assert (config.logs_value_length_limit, config.logs_attribute_limit) == (7, 5)
+
+
 def test_name_that_is_nearly_right_gets_the_right_one() -> None:
     """A typo would else be silence."""
     (warning,) = settings_from_environment({"OTEL_BLRP_MAX_QUEUESIZE": "1"}).warnings

@@ -14,6 +14,7 @@ import pytest
 
 from exporter.errors import ExportError
 from exporter.export import server as module
+from exporter.export.listening import listen, location
 from exporter.export.prometheus import Exposition
 from exporter.export.server import Handlers, MetricsServer, Scrape, UnknownCollectorError, parse_address
 
@@ -121,9 +122,7 @@ def test_connection_serves_one_scrape_after_the_other() -> None:
     assert len(peers) == 1
 
 
-@pytest.mark.parametrize(
-    "target", ["/nothing", "/metrics/", "/-/", "//", "/-/reload", "/metricsx", "/%2e%2e/etc/passwd"]
-)
+@pytest.mark.parametrize("target", ["/nothing", "/metrics/", "/-/", "//", "/metricsx", "/%2e%2e/etc/passwd"])
 def test_other_paths_are_not_found(target: str) -> None:
     """Metrics are at one path."""
     with running(telemetry_path="/metrics") as serving:
@@ -431,10 +430,46 @@ def test_address_is_host_and_port(address: str, parsed: tuple[str, int]) -> None
     assert parse_address(address) == parsed
 
 
-def test_vsock_address_is_refused_by_name() -> None:
-    """Other exporters take it."""
-    with pytest.raises(ExportError, match="vsock is not supported; write ':19435'"):
-        parse_address("vsock://:19435")
+def test_vsock_address_is_listened_on() -> None:
+    """As of other exporters; it has a port and no host."""
+    try:
+        socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM).close()
+    except OSError:
+        with pytest.raises(ExportError, match="this kernel has no vsock"):
+            listen("vsock://:0")
+        return
+    with closing(listen("vsock://:0")) as listening:
+        assert (listening.family, listening.getsockname()[0]) == (socket.AF_VSOCK, socket.VMADDR_CID_ANY)
+        assert location(listening) == f"vsock://:{listening.getsockname()[1]}"
+    with running(addresses=("vsock://:0", LOOPBACK)) as serving:
+        assert serving.urls[0].startswith("vsock://:")
+        assert len(serving.ports) == 1
+        assert ask(serving)[0].status == 200
+    with pytest.raises(ExportError, match="a vsock address has a port only; write 'vsock://:19435'"):
+        listen("vsock://host:19435")
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT"])
+def test_reload_is_asked_for_by_a_change_only(method: str) -> None:
+    """The answer says how it went; looking at it changes nothing; off it is forbidden, with the flag."""
+    asked = []
+
+    def reload() -> tuple[bool, str]:
+        asked.append(1)
+        return len(asked) < 2, "read" if len(asked) < 2 else "line 3 is wrong"
+
+    with running(Handlers(metrics=lambda _: TEXT, reload=reload)) as serving:
+        assert ask(serving, "/-/reload")[0].status == 405
+        assert asked == []
+        response, body = ask(serving, "/-/reload", method)
+        assert (response.status, body) == (200, b"read\n")
+        response, body = ask(serving, "/-/reload", method)
+        assert (response.status, body) == (500, b"line 3 is wrong\n")
+        assert ask(serving, "/metrics", method)[0].status == 405
+    with running() as serving:
+        response, body = ask(serving, "/-/reload", method)
+        assert response.status == 403
+        assert b"--web.enable-lifecycle" in body
 
 
 @pytest.mark.parametrize(

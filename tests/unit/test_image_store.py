@@ -18,7 +18,17 @@ import pytest
 
 from exporter.errors import ImageError
 from exporter.image import Digest, Store, default_store_path, host_architecture, parse_reference
-from exporter.image.formats import REF_NAME, Descriptor
+from exporter.image.formats import (
+    BEE_CONFIG,
+    BEE_PROGRAM,
+    KERNEL_TYPES,
+    OCI_MANIFEST,
+    REF_NAME,
+    Descriptor,
+    Manifest,
+    parse_manifest,
+    recognise,
+)
 from tests.support.images import bee_manifest, bpf_elf, descriptor
 
 REFERENCE = parse_reference("registry.example/bpf/disk:1.4")
@@ -420,3 +430,32 @@ def test_prepared_store_is_its_owners_whoever_pulls_into_it() -> None:
         add(store)
         as_nobody(lambda: (add(store, b"two"), add(store, b"three"), store.prune(1)))
         assert len(store.list()) == 1
+
+
+def test_types_of_kernels_travel_beside_the_object(store: Store) -> None:
+    """A layer of its own, in every architecture's manifest, read only by whoever asks."""
+    objects = {"amd64": bpf_elf(b"a"), "arm64": bpf_elf(b"b")}
+    store.add(REFERENCE, objects, types=b"types of kernels")
+    for architecture, content in objects.items():
+        bundle = store.bundle(REFERENCE, architecture)
+        assert bundle.object == content
+        assert bundle.types is not None and bundle.types() == b"types of kernels"
+    add(store, text="registry.example/bpf/plain:1")
+    assert store.bundle(parse_reference("registry.example/bpf/plain:1")).types is None
+
+
+def test_image_with_two_layers_of_types_is_refused(store: Store) -> None:
+    """Which of them is meant cannot be known."""
+    layers = [descriptor(b"a", KERNEL_TYPES), descriptor(b"b", KERNEL_TYPES), descriptor(bpf_elf(b"o"), BEE_PROGRAM)]
+    manifest = parse_manifest(json.dumps({
+        "schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": descriptor(b"{}", BEE_CONFIG), "layers": layers,
+    }).encode(), subject="image 'x'")  # fmt: skip
+    assert isinstance(manifest, Manifest)
+    with pytest.raises(ImageError, match=r"2 layers are of type .*btf.*, must be 1 at most"):
+        recognise(manifest, subject="image 'x'")
+
+
+def test_types_beyond_the_limit_are_refused_before_anything_is_written(store: Store) -> None:
+    """What could not be read back is not stored."""
+    with pytest.raises(ImageError, match="types of kernels are 33554433 bytes"):
+        store.add(REFERENCE, {HOST: bpf_elf(b"a")}, types=bytes((32 << 20) + 1))

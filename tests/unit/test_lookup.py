@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import logging
+import os
 import pwd
 import socket
+import struct
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from exporter.collect.labels import SLOW
 from exporter.kernel.lookup import Cgroups, KernelSymbols, Lookup, _Recent, cgroup2_mount, walk_cgroups
+from exporter.kernel.removed import RemovedCgroups, parse_removals
 
 KALLSYMS = """\
 0000000000000000 A fixed_percpu_data
@@ -248,3 +254,143 @@ def test_cache_drops_what_was_used_least_recently(clock: Clock) -> None:
     clock.now += 61
     assert recent.get("uid", 1) is None
     assert len(recent) == 1
+
+
+def test_groups_are_named() -> None:
+    """Unknown ones by number; the kernel's "no group" not."""
+    lookup = Lookup()
+    assert lookup.resolve("gid", 0) == "root"
+    assert lookup.resolve("gid", 3_999_999_999) == "3999999999"
+    assert lookup.resolve("gid", 0xFFFFFFFF) == ""
+
+
+def test_process_is_named_by_what_it_calls_itself(clock: Clock) -> None:
+    """A thread too; one that is gone has no name, and an answer is not kept for long."""
+    lookup = Lookup(clock=clock)
+    assert lookup.resolve("pid.comm", os.getpid()) == Path("/proc/self/comm").read_text().rstrip("\n")
+    assert lookup.resolve("pid.comm", 1 << 30) == ""
+
+
+PCI_IDS = """# comment
+1af4  Red Hat, Inc.
+\t1000  Virtio network device
+# between
+\t1001  Virtio block device
+\t\t1af4 0001  Subsystem that is no device
+8086  Intel Corporation
+\t1533  I210 Gigabit Network Connection
+C 01  Mass storage controller
+\t08  Non-Volatile memory controller
+\t\t02  NVM Express
+C 02  Network controller
+\t00  Ethernet controller
+"""
+
+
+@pytest.mark.parametrize(
+    ("decoder", "value", "name"),
+    [
+        ("pci.vendor", 0x8086, "Intel Corporation"),
+        ("pci.vendor", 0x1234, "0x1234"),
+        ("pci.device", 0x80861533, "I210 Gigabit Network Connection"),
+        ("pci.device", 0x1AF41001, "Virtio block device"),
+        ("pci.device", 0x1AF41533, "0x1533"),
+        ("pci.device", 0x1AF40001, "0x0001"),
+        ("pci.class", 0x010802, "Non-Volatile memory controller"),
+        ("pci.class", 0x020700, "Network controller"),
+        ("pci.class", 0x990000, "0x990000"),
+    ],
+)
+def test_pci_ids_are_named_by_the_list_of_the_machine(tmp_path: Path, decoder: str, value: int, name: str) -> None:
+    """A device only within its vendor; a class by its subclass if it has a name."""
+    (tmp_path / "pci.ids").write_text(PCI_IDS)
+    lookup = Lookup(pci_ids=[str(tmp_path / "none"), str(tmp_path / "pci.ids")])
+    assert lookup.resolve(decoder, value) == name
+
+
+def test_pci_ids_without_a_list_are_numbers(tmp_path: Path) -> None:
+    """Small machines have none."""
+    lookup = Lookup(pci_ids=[str(tmp_path / "none")])
+    assert lookup.resolve("pci.vendor", 0x8086) == "0x8086"
+    assert lookup.resolve("pci.class", 0x0200) == "0x000200"
+
+
+def test_every_decoder_that_asks_the_machine_is_known_here() -> None:
+    """Zero is a value like any other: nothing is raised."""
+    lookup = Lookup()
+    for decoder in SLOW:
+        assert isinstance(lookup.resolve(decoder, 0), str)
+    lookup.close()
+
+
+# ---- cgroups that are gone ----
+
+
+def removal(child: int, parent: int, name: str) -> bytes:
+    """A fanotify event of a directory that was removed."""
+    text = name.encode() + b"\0"
+    text = text.ljust(-(-len(text) // 4) * 4, b"\0")
+    infos = struct.pack("=BBH8sIiQ", 2, 0, 28 + len(text), bytes(8), 8, 0xFE, parent) + text
+    infos += struct.pack("=BBH8sIiQ", 1, 0, 28, bytes(8), 8, 0xFE, child)
+    return struct.pack("=IBBHQii", 24 + len(infos), 3, 0, 24, 0x40000200, -1, 1) + infos
+
+
+def test_removals_are_read_from_events() -> None:
+    """What is no removal of a directory, of another file system or cut short says nothing."""
+    good = removal(7, 1, "a") + removal(8, 7, "late.scope")
+    assert parse_removals(good) == {7: (1, "a"), 8: (7, "late.scope")}
+    overflow = struct.pack("=IBBHQii", 24, 3, 0, 24, 0x4000, -1, 1)
+    assert parse_removals(overflow + good) == {7: (1, "a"), 8: (7, "late.scope")}
+    for length in range(len(good)):
+        assert set(parse_removals(good[:length]).items()) <= set(parse_removals(good).items())
+    assert parse_removals(bytes(100)) == {}
+
+
+@given(st.binary(max_size=200))
+def test_any_events_are_read_or_passed_over(data: bytes) -> None:
+    """Whatever the kernel may say one day."""
+    parse_removals(data)
+    parse_removals(removal(7, 1, "a") + data)
+
+
+def test_removed_cgroup_is_named_by_what_is_above_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parents that are gone too are found in the same events; only so many names are kept."""
+    monkeypatch.setattr("exporter.kernel.removed.REMEMBERED", 3)
+    ours, theirs = os.pipe()
+    os.set_blocking(ours, False)
+    removed = RemovedCgroups({1: "/", 5: "/system.slice"}.get)  # type: ignore[arg-type]
+    removed._fd = ours
+    os.write(theirs, removal(9, 8, "x") + removal(8, 5, "run.scope") + removal(7, 6, "orphan"))
+    assert removed.path(9) == "/system.slice/run.scope/x"
+    assert removed.path(8) == "/system.slice/run.scope"
+    assert removed.path(7) == ""
+    os.write(theirs, b"".join(removal(20 + n, 1, f"late{n}") for n in range(2)))
+    assert removed.path(20) == "/late0"
+    assert removed.path(9) == ""
+    removed.close()
+    os.close(theirs)
+
+
+def test_cgroup_of_this_machine_that_ended_unseen_is_named() -> None:
+    """As a container of seconds between two scrapes."""
+    mount = cgroup2_mount(Path("/proc/self/mountinfo").read_text(encoding="utf-8"))
+    follows = RemovedCgroups(lambda _: "")
+    if not mount or not os.access(mount, os.W_OK) or not follows.open(mount):
+        pytest.skip("needs a cgroup2 hierarchy, root, and fanotify on it (Linux 6.6)")
+    follows.close()
+    lookup = Lookup()
+    above = Path(mount) / f"skep-test-{os.getpid()}.slice"
+    inner = above / "one.scope"
+    assert lookup.resolve("cgroup", Path(mount).stat().st_ino) == "/"
+    inner.mkdir(parents=True)
+    number, parent = inner.stat().st_ino, above.stat().st_ino
+    try:
+        assert lookup.resolve("cgroup", parent) == f"/{above.name}"
+    finally:
+        inner.rmdir()
+        above.rmdir()
+    assert lookup.resolve("cgroup", number) == f"/{above.name}/{inner.name}"
+    assert lookup.resolve("cgroup.unit", number) == inner.name
+    assert lookup.resolve("cgroup.slice", parent) == above.name
+    assert lookup.resolve("cgroup", number + 1_000_000) == ""
+    lookup.close()

@@ -89,7 +89,12 @@ def test_pinned_libraries_are_what_pyproject_asks_for() -> None:
     """The Debian package carries what was resolved from pyproject.toml; if this fails run packaging/deb/lock.py."""
     text = (ROOT / "packaging/deb/requirements.txt").read_text()
     pins = {name: Version(version) for name, version in re.findall(r"^([a-z0-9-]+)==(\S+)", text, re.MULTILINE)}
-    for line in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for line in [
+        *project["dependencies"],
+        *project["optional-dependencies"]["tui"],
+        *project["optional-dependencies"]["dashboards"],
+    ]:
         wanted = Requirement(line)
         assert wanted.name in pins
         assert wanted.specifier.contains(pins[wanted.name])

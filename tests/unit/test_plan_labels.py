@@ -1,11 +1,17 @@
 """Labels: from every member of a key or record, by its tags, metadata, typedef name or type."""
 
+import re
+import runpy
+from pathlib import Path
+
 import pytest
 
 from exporter.bpf import Field, FieldKind
-from exporter.plan.conventions import decoder_mismatch, enum_texts, infer_decoder, kind_prefix
+from exporter.plan import Condition, LabelRule
+from exporter.plan.conventions import decoder_mismatch, enum_texts, infer_decoder, kind_prefix, typedef_decoders
 from tests.support.plans import plan_of, problems_of, table_of
 
+ROOT = Path(__file__).parents[2]
 COUNTER = 'MAP(m, HASH, 10, {key}, u64) TAG("kind=counter");'
 
 
@@ -155,16 +161,25 @@ def test_tagged_union_or_struct_is_one_label_of_all_its_bytes() -> None:
 @pytest.mark.parametrize(
     ("member", "words"),
     [
-        ("struct inner { u32 a; } m[2]", "key member 'm' is an array inner[2]"),
-        ("union { u32 a; u64 b; } m", "key member 'm' is a union; tag it"),
-        ("u32 m[4]", "key member 'm' is an array of 4 unsigned int, which has no form as a label"),
-        ("bool m[4]", "key member 'm' is an array _Bool[4]"),
+        ("struct inner { u32 a; } m[200]", "key member 'm' is an array inner[200], too many for labels"),
+        ("struct inner { u32 a, b; } m[100]", "key makes 200 labels, at most 128"),
+        ("u32 m[300]", "key member 'm' is an array of 300 unsigned int, which has no form as a label"),
+        ('u16 t; union { u32 a; u64 b; } m TAG("union=x")', "key member 'm': union=x names no member; expected an"),
+        ('u16 t; union { u32 a; u64 b; } m TAG("union=t")', "its members have no case; give each a case=<value>"),
+        ('u16 t; union { u32 a TAG("case=1"); u64 b TAG("case=1"); } m TAG("union=t")', "have the same case"),
+        ('u16 t; union { u32 a TAG("case=x"); } m TAG("union=t")', "key member 'm.a': case 'x' is no value of 't'"),
+        ('u16 t; union { u32 a TAG("case=70000"); } m TAG("union=t")', "case '70000' is no value of 't'"),
+        ('u16 t; union { u32 a TAG("case=1,*"); } m TAG("union=t")', "tag 'skep:case=1,*' has '1,*'; expected values"),
+        ('char t[2]; union { u32 a TAG("case=1"); } m TAG("union=t")', "names an array of 2 chars; expected an"),
+        ('u32 m TAG("decode=flags")', "decoder 'flags' reads enums, and as flags(…) integers"),
+        ('u32 m TAG("decode=uint|colour")', "step 'colour'; expected map(…) or regexp(…)"),
+        ('u32 m TAG("decode=regexp(/(/)")', "regexp '('"),
         ('u32 m TAG("decode=port_be")', "decoder 'port_be' reads 2 bytes"),
         ('u64 m TAG("decode=ipv4")', "an unsigned integer of 64 bits, decoder 'ipv4' reads 4 bytes"),
         ('u32 m TAG("decode=ip"); u8 n[6] TAG("decode=ip")', "decoder 'ip' reads 4 or 16 bytes"),
         ('u32 m TAG("decode=enum")', "decoder 'enum' reads enums"),
         ('u32 m TAG("decode=float")', "decoder 'float' reads float and double"),
-        ('char m[4] TAG("decode=uint")', "decoder 'uint' reads integers of up to 64 bits"),
+        ('char m[300] TAG("decode=uint")', "decoder 'uint' reads integers of up to 128 bits"),
         ('unsigned __int128 m TAG("decode=cgroup")', "decoder 'cgroup' reads integers of up to 64 bits"),
         ('u32 a:3; u32 m:8 TAG("decode=string")', "decoder 'string' reads whole bytes"),
         ('char m[5000]', "decoder 'string' reads whole bytes, at most 4096"),
@@ -222,7 +237,7 @@ def test_rows_of_an_array_never_go() -> None:
 @pytest.mark.parametrize(
     ("field", "decoder"),
     [
-        (Field("x", FieldKind.UINT, 0, 128), "hex"),
+        (Field("x", FieldKind.UINT, 0, 128), "uint"),
         (Field("x", FieldKind.POINTER, 0, 64), "hex"),
         (Field("x", FieldKind.INT, 0, 8), "int"),
         (Field("x", FieldKind.OTHER, 0, 64), None),
@@ -233,3 +248,137 @@ def test_type_gives_the_decoder_when_nothing_else_does(field: Field, decoder: st
     """What no type can say is left to the author."""
     assert infer_decoder(field) == decoder
     assert decoder is None or not decoder_mismatch(decoder, field)
+
+
+def rules(source: str, key: str = "struct key", **arguments: object) -> dict[str, LabelRule]:
+    """The labels of a counter with that key, by name."""
+    plan = plan_of(source + COUNTER.format(key=key), **arguments)  # type: ignore[arg-type]
+    return {rule.name: rule for rule in table_of(plan, "m").labels}
+
+
+def test_array_is_one_label_of_all_its_elements() -> None:
+    """Each decoded as its type or typedef says, also of several dimensions."""
+    source = """
+    typedef u32 ipv4_addr; enum e { E_A, E_B };
+    struct key { u32 a[2][3]; ipv4_addr b[2]; enum e c[2]; bool d[2]; double f[2]; void *p[2]; u8 raw[6]; char t[4];
+                 u16 g[2] TAG("decode=port_be"); u32 h[4] TAG("decode=ip"); };
+    """
+    found = [(rule.name, rule.decoder, rule.count, rule.size_bits) for rule in rules(source).values()]
+    assert found == [
+        ("a", "uint", 6, 32), ("b", "ipv4", 2, 32), ("c", "enum", 2, 32), ("d", "bool", 2, 8), ("f", "float", 2, 64),
+        ("p", "hex", 2, 64), ("raw", "bytes", 1, 48), ("t", "string", 1, 32), ("g", "port_be", 2, 16),
+        ("h", "ip", 1, 128),
+    ]  # fmt: skip
+
+
+def test_array_of_structs_is_a_label_for_each_member_of_each() -> None:
+    """With the element's number in the name; a typedef that says what the struct is makes a list instead."""
+    source = """
+    typedef struct { u8 bytes[16]; } ipv6_addr;
+    struct key { struct { u8 a; u16 b[2]; } m[2]; ipv6_addr to[2]; };
+    """
+    found = {name: (rule.offset_bits, rule.count) for name, rule in rules(source).items()}
+    assert found == {"m.0.a": (0, 1), "m.0.b": (16, 2), "m.1.a": (48, 1), "m.1.b": (64, 2), "to": (96, 2)}
+
+
+def test_union_without_a_word_is_its_bytes() -> None:
+    """One that has no name is called by its members."""
+    found = rules("struct key { union { u32 a; u64 b; } m; union { u32 v4; u8 v6[16]; }; };")
+    assert {name: (rule.decoder, rule.size_bits) for name, rule in found.items()} == {
+        "m": ("bytes", 64), "v4_v6": ("bytes", 128)
+    }  # fmt: skip
+
+
+UNION = """
+enum family { FAMILY_NONE, FAMILY_V4 = 2, FAMILY_V6 = 10 };
+struct key {
+    enum family family;
+    union {
+        u32 v4 TAG("label=peer:ipv4") TAG("case=FAMILY_V4");
+        u8 v6[16] TAG("label=peer:ipv6") TAG("case=v6,11");
+        struct { u16 a; u16 b; } rest TAG("case=*");
+    } address TAG("union=family");
+};
+"""
+
+
+def test_union_is_shown_by_its_tag() -> None:
+    """Members for other cases than the one at hand have no label; exclusive ones may share a name."""
+    plan = plan_of(UNION + COUNTER.format(key="struct key"))
+    found = [(rule.name, rule.decoder, rule.conditions) for rule in table_of(plan, "m").labels]
+    assert found == [
+        ("family", "enum", ()),
+        ("peer", "ipv4", (Condition(0, 32, (2,)),)),
+        ("peer", "ipv6", (Condition(0, 32, (10, 11)),)),
+        ("address.rest.a", "uint", (Condition(0, 32, (2, 10, 11), negated=True),)),
+        ("address.rest.b", "uint", (Condition(0, 32, (2, 10, 11), negated=True),)),
+    ]
+
+
+def test_metadata_can_say_how_a_union_is_told_apart() -> None:
+    """For objects that cannot be rebuilt."""
+    declared = {
+        "to": {"union": "family"},
+        "to.v4": {"name": "peer", "decode": "ipv4", "case": 2},
+        "to.v6": {"name": "peer", "decode": "ip", "case": "10"},
+    }
+    source = "struct key { u16 family; union { u32 v4; u8 v6[16]; } to; };"
+    plan = plan_of(
+        source + COUNTER.format(key="struct key"), metadata={"version": 1, "metrics": {"m": {"labels": declared}}}
+    )
+    conditions = [(rule.decoder, [one.values for one in rule.conditions]) for rule in table_of(plan, "m").labels]
+    assert conditions == [("uint", []), ("ipv4", [(2,)]), ("ip", [(10,)])]
+
+
+def test_expression_goes_on_from_what_the_type_says() -> None:
+    """Steps need no decoder in front; a label's own come after its member's."""
+    source = """
+    struct key { u32 op TAG("decode=map(0=read,1=write,*=other)"); char comm[16] TAG("label=comm:regexp(/:.*//)");
+                 u64 id TAG("decode=cgroup|regexp(/x/y/)") TAG("label=a:map(1=b)") TAG("label=c"); };
+    """
+    found = rules(source)
+    assert (found["op"].decoder, found["op"].steps[0].default) == ("uint", "other")
+    assert (found["comm"].decoder, found["comm"].steps[0].pattern) == ("string", ":.*")
+    assert [step.kind for step in found["a"].steps] == ["regexp", "map"]
+    assert [step.kind for step in found["c"].steps] == ["regexp"]
+
+
+def test_integer_is_shown_by_the_names_of_an_enum() -> None:
+    """The object's own, or one that only the kernel knows."""
+    source = """
+    enum mode { MODE_READ = 1, MODE_WRITE = 2 }; enum mode unused;
+    struct key { u8 a TAG("decode=enum(mode)"); u16 b TAG("decode=flags(mode)"); u32 c TAG("decode=enum(tcp_state)");
+                 enum mode d TAG("decode=flags"); };
+    """
+    found = rules(source)
+    assert found["a"].values == found["b"].values == found["d"].values == ((1, "read"), (2, "write"))
+    assert [found[name].enum_name for name in "abcd"] == ["mode", "mode", "tcp_state", "mode"]
+    assert found["c"].values == ()
+
+
+def test_plain_decoder_of_any_type_reads_it() -> None:
+    """Whatever the type is, what is inferred fits it: nothing is left to fail at load."""
+    for kind in FieldKind:
+        for size in (1, 7, 8, 16, 48, 64, 65, 80, 128):
+            field = Field("x", kind, 3 if size < 8 else 0, size)
+            decoder = infer_decoder(field)
+            whole = size % 8 == 0
+            if decoder and (whole or kind in (FieldKind.UINT, FieldKind.INT)) and (size <= 64 or kind not in SMALL):
+                assert not decoder_mismatch(decoder, field), (kind, size)
+
+
+SMALL = (FieldKind.BOOL, FieldKind.ENUM, FieldKind.POINTER)
+
+
+def test_page_of_decoders_says_what_the_table_has() -> None:
+    """After a change that is meant: ``python packaging/generate/decoders.py``."""
+    generator = runpy.run_path(str(ROOT / "packaging/generate/decoders.py"))
+    assert (ROOT / "docs/decoders.md").read_text() == generator["generate"]()
+
+
+def test_header_has_every_typedef_that_names_a_decoder() -> None:
+    """Whoever includes it need not write them again."""
+    header = (ROOT / "_native/skep.bpf.h").read_text()
+    kernels = {"mac_addr"}  # vmlinux.h has it
+    for name in typedef_decoders().keys() - kernels:
+        assert re.search(rf"^typedef \w+ {name}(\[\d+\])?;", header, re.MULTILINE), name

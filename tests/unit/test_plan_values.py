@@ -3,8 +3,9 @@
 import pytest
 
 from exporter.bpf import MapType
+from exporter.config import MetricConfig
 from exporter.model import CellType, Kind, Scale
-from exporter.plan import HistogramRule, ValueRule
+from exporter.plan import HistogramRule, Plan, ValueRule
 from exporter.plan.context import NOT_TABLES, SOURCES
 from tests.support.plans import instruments, plan_of, problems_of, table_of
 
@@ -250,7 +251,7 @@ def test_value_that_cannot_be_what_is_asked_is_an_error_that_names_the_map(sourc
 def test_all_problems_come_at_once_and_each_once() -> None:
     """Nobody likes to fix one and be shown the next."""
     source = """
-    struct key { union { u32 a; u64 b; } u; u32 t[2]; };
+    struct key { u32 u[300]; u32 t[300]; };
     MAP(counter_a, HASH, 9, struct key, u64); MAP(counter_b, HASH, 9, u32, unsigned __int128);
     """
     found = problems_of(source, globals={"no": 1}, metadata={"version": 1, "metrics": {"none": {}}})
@@ -362,3 +363,106 @@ def test_metadata_describes_an_event() -> None:
 def test_event_that_cannot_be_is_an_error(source: str, words: str) -> None:
     """Before anything is loaded."""
     assert any(words in text for text in problems_of(source))
+
+
+def elements(plan: Plan, name: str) -> list[tuple[str, int, int, list[str]]]:
+    """Of each metric of a map: its name, elements, their stride, and the labels."""
+    return [
+        (metric.instrument.name, table.elements, table.element_stride, [rule.name for rule in table.labels])
+        for table in plan.tables
+        if table.map == name
+        for metric in table.metrics
+    ]
+
+
+def test_array_in_a_value_is_a_series_for_each_element() -> None:
+    """The index lies behind the key; scalars beside it keep the key's labels alone."""
+    source = """
+    struct v { u64 total; u64 by_cpu[8] TAG("index=cpu"); u32 by_mode[2][2];
+               struct { u64 a; u32 b TAG("kind=gauge"); } op[3] TAG("index=op");
+               char text[8]; u8 raw[6]; };
+    MAP(counter_x, HASH, 9, u32, struct v);
+    """
+    plan = plan_of(source)
+    assert elements(plan, "counter_x") == [
+        ("ebpf.x.total", 1, 0, ["key"]),
+        ("ebpf.x.by_cpu", 8, 8, ["key", "cpu"]),
+        ("ebpf.x.by_mode", 4, 4, ["key", "index"]),
+        ("ebpf.x.op.a", 3, 16, ["key", "op"]),
+        ("ebpf.x.op.b", 3, 16, ["key", "op"]),
+    ]
+    table = plan.tables[1]
+    assert (table.row_key_size, table.labels[-1].offset_bits, table.labels[-1].decoder) == (8, 32, "uint")
+    assert table.metrics[0].value == ValueRule(64, 64)
+
+
+def test_value_that_is_an_array_is_a_series_for_each_element() -> None:
+    """Of a map of one row the index is the only label, and may be shown by an enum's names."""
+    source = """
+    enum op { OP_READ, OP_WRITE }; enum op unused;
+    MAP(counter_x, PERCPU_ARRAY, 1, u32, u64[2]) TAG("index=op:enum(op)");
+    MAP(gauge_y, ARRAY, 1, u32, double[3]); MAP(z, ARRAY, 1, u32, u8[2]) TAG("kind=gauge");
+    struct io { u64 calls; u64 bytes; }; MAP(counter_w, HASH, 9, u32, struct io[4]) TAG("index=cpu");
+    """
+    plan = plan_of(source)
+    (rule,) = table_of(plan, "counter_x").labels
+    assert (rule.name, rule.decoder, rule.values) == ("op", "enum", ((0, "read"), (1, "write")))
+    assert not table_of(plan, "counter_x").expire_idle
+    assert table_of(plan, "gauge_y").elements == 3
+    assert table_of(plan, "z").element_stride == 1
+    assert elements(plan, "counter_w") == [
+        ("ebpf.w.calls", 4, 16, ["key", "cpu"]),
+        ("ebpf.w.bytes", 4, 16, ["key", "cpu"]),
+    ]
+
+
+def test_histogram_in_an_array_of_structs_is_one_for_each_element() -> None:
+    """Slots and sum of one element belong together."""
+    source = """
+    struct latency { u64 slots[5] TAG("slots=log2_ceil"); u64 sum; };
+    struct v { struct latency op[2]; };
+    MAP(hist_x, HASH, 9, u32, struct v);
+    """
+    plan = plan_of(source)
+    (table,) = plan.tables
+    (metric,) = table.metrics
+    assert metric.histogram and metric.histogram.slots and metric.histogram.sum
+    assert (table.elements, table.element_stride, metric.histogram.slot_count) == (2, 48, 5)
+    assert metric.instrument.has_sum and metric.instrument.kind is Kind.HISTOGRAM
+
+
+def test_index_label_can_be_dropped_by_configuration() -> None:
+    """The elements are then added up."""
+    plan = plan_of(
+        "MAP(counter_x, HASH, 9, u32, u64[4]);", metrics={"ebpf_x_total": MetricConfig(drop_labels=("index",))}
+    )
+    assert elements(plan, "counter_x") == [("ebpf.x", 4, 8, ["key"])]
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("MAP(counter_x, ARRAY, 9, u32, u64[4]);", "label 'index' is that of its elements; name that one with index="),
+        ("MAP(counter_x, HASH, 9, u32, u64[5000]);", "has 5000 elements, each a series; at most 4096"),
+        (
+            'MAP(counter_x, HASH, 9, u32, u64[4]) TAG("index=a:float");',
+            "index=a:float: an index is an unsigned integer",
+        ),
+        ("MAP(counter_x, HASH, 9, u32, void *);", "its value is a pointer, which is no number for a counter"),
+        ("MAP(counter_x, HASH, 9, u32, unsigned __int128);", "unsigned integer of 128 bits, which is no number"),
+    ],
+)
+def test_array_or_value_that_cannot_be_series_is_an_error_that_names_the_map(source: str, words: str) -> None:
+    """With what to do."""
+    assert any(words in text for text in problems_of(source)), problems_of(source)
+
+
+def test_member_of_a_union_in_a_value_is_exported_only_if_it_says_so() -> None:
+    """Only the author knows which of them holds."""
+    source = """
+    struct v { u64 a; union { u64 b TAG("kind=gauge"); u32 c; } u; union { u64 d; u32 e; } w; };
+    MAP(counter_x, HASH, 9, u32, struct v);
+    """
+    plan = plan_of(source)
+    assert [name for name, *_ in elements(plan, "counter_x")] == ["ebpf.x.a", "ebpf.x.u.b"]
+    assert any("'w' is not exported: a union" in note for note in plan.notes)

@@ -66,7 +66,7 @@ ExecStopPost=/usr/bin/systemctl --force --force poweroff
 [Install]
 WantedBy=default.target
 """
-CASE_TIMEOUT_S = 420.0
+CASE_TIMEOUT_S = 900.0
 #: It installs; without it there is nothing to look at.
 FIRST_CASE = "installing_it_is_enough_for_a_scrape"
 
