@@ -74,6 +74,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         },
         "oom-kills": {"events": {"ebpf.oom.kill": halved}},
         "tcp-connects": by_cgroup,
+        "capability-checks": by_cgroup,
         "tcp-connect-latency": {"globals": {"by_cgroup": True, "by_port": True}},
         "active-connections": by_cgroup,
         "tcp-retransmits": {**by_cgroup, "events": {"ebpf.tcp.retransmit": halved}},
