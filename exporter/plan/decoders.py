@@ -30,6 +30,8 @@ from .plan import Step
 
 TEXT_BYTES = 4096
 """Of a key or record that one label may show as text."""
+PREFIX_BYTES = 256
+"""Of a trie's key behind its prefix length; LPM_DATA_SIZE_MAX of kernel/bpf/lpm_trie.c."""
 EXPRESSION_LIMIT = 4096
 REGEXP_LIMIT = 512
 _C_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
@@ -97,6 +99,8 @@ DECODERS = _table(
     Decoder("ipv4", Reads.BYTES, Cost.FORMAT, "`10.1.2.3`", sizes=(32,)),
     Decoder("ipv6", Reads.BYTES, Cost.FORMAT, "`2001:db8::1`; of 4 bytes as `ipv4`", sizes=(32, 128)),
     Decoder("ip", Reads.BYTES, Cost.FORMAT, "as `ipv4` or `ipv6`; a mapped address as IPv4", sizes=(32, 128)),
+    Decoder("prefix", Reads.BYTES, Cost.FORMAT,
+            "a part of a trie's key: `10.0.0.0/8` of 4 bytes, `2001:db8::/32` of 16, else `0xabc000/12`"),
     Decoder("mac", Reads.BYTES, Cost.FORMAT, "the first six bytes: `52:54:00:12:34:56`", sizes=(48, 64)),
     Decoder("port", Reads.INTEGER, Cost.FORMAT, "the number"),
     Decoder("port_be", Reads.INTEGER, Cost.FORMAT, "the number, from network order", sizes=(16,)),
@@ -122,6 +126,10 @@ DECODERS = _table(
             "`8:17`; of 0: no label", lasting=True),
     Decoder("interface", Reads.INTEGER, Cost.MACHINE, "a network interface's index as `eth0`",
             "its number; of 0: no label", lasting=True),
+    Decoder("kstack", Reads.INTEGER, Cost.MACHINE, "the kernel stack of an id of a stack map: `read;vfs_read`",
+            "of -EFAULT: no label; `[lost]`, `[gone]`"),
+    Decoder("ustack", Reads.INTEGER, Cost.MACHINE, "the same of a process, by a member `tgid` or `pid` beside it",
+            "`file+0x1f0`, `0x1f0`; of -EFAULT: no label; `[lost]`, `[gone]`"),
     Decoder("ksym", Reads.INTEGER, Cost.MACHINE, "the kernel function that an address lies in",
             "the address; of 0: no label"),
     Decoder("cgroup", Reads.INTEGER, Cost.MACHINE, "a cgroup's id as its path", _NOTHING),
@@ -147,7 +155,9 @@ def size_mismatch(name: str, *, offset_bits: int, size_bits: int) -> str:
     """What a decoder takes if it cannot read so many bits at that place, or ``""``."""
     decoder = DECODERS[name]
     whole_bytes = offset_bits % 8 == 0 and size_bits % 8 == 0
-    if decoder.sizes:
+    if name == "prefix":
+        good, expected = whole_bytes and size_bits <= PREFIX_BYTES * 8, f"whole bytes, at most {PREFIX_BYTES}"
+    elif decoder.sizes:
         good = size_bits in decoder.sizes and whole_bytes
         expected = " or ".join(str(bits // 8) for bits in decoder.sizes) + " bytes"
     elif decoder.reads is Reads.BYTES:

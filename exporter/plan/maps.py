@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from exporter.bpf import Field, FieldKind, Layout, MapSpec, MapType, layout_of
+from exporter.bpf.btf import Array
 from exporter.model import Kind, prometheus_label
 
 from .context import BY_CGROUP, OF_MAPS, SOURCES, STORAGE, TABLES, MapContext, listed, map_type_name, why_no_table
@@ -21,7 +22,7 @@ _TASK = Layout(
     16,
     (
         Field("pid", FieldKind.UINT, 0, 32),
-        Field("comm", FieldKind.UINT, 0, 32, tags=("skep:decode=comm",)),
+        Field("comm", FieldKind.UINT, 0, 32, tags=("skep:decode=pid.comm",)),
         Field("tid", FieldKind.UINT, 32, 32, tags=("skep:drop=true",)),
         Field("start", FieldKind.UINT, 64, 64, tags=("skep:drop=true",)),
     ),
@@ -68,6 +69,11 @@ def plan_variable(context: MapContext, prefix_kind: str | None, source: SectionS
         Its table; None if it is private, as a variable is of which nothing is said.
     """
     tags = map_tags(context.owner, context.spec.tags, context.problems)
+    element = context.object.btf.resolve(context.spec.value_type_id)
+    if source.count > 1 and tags.metric.index is not None and not isinstance(element, Array):
+        # Its index is the key of what it is planned as; a further one is that of arrays inside.
+        tags = replace(tags, label=replace(tags.label, labels=(tags.metric.index,)))
+        tags = replace(tags, metric=replace(tags.metric, index=None))
     made = _MapPlanner(context, prefix_kind, tags).made_of_variable()
     return replace(made, source=source) if made else None
 
@@ -293,6 +299,8 @@ def _moved(rule: LabelRule, before_bytes: int) -> LabelRule:
 
 
 def _with_slot_moved(metric: Metric, before_bytes: int) -> Metric:
+    if metric.elements is not None:
+        metric = replace(metric, elements=replace(metric.elements, label=_moved(metric.elements.label, before_bytes)))
     if metric.histogram is None or metric.histogram.slot is None:
         return metric
     slot = metric.histogram.slot
