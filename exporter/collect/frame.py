@@ -80,7 +80,7 @@ class Frame:
         labels = compile_labels(
             rules,
             plan.constant_labels,
-            size=key_size,
+            size=key_size + (4 if plan.elements > 1 else 0),
             subject=f"map {plan.map!r}",
             tag=ATTRIBUTE_OF_POINT,
             enums=enums or {},

@@ -202,7 +202,7 @@ def with_map(build: str) -> ObjectWriter:
         ("size against type", "elf.map_def", "says key_size 8, its key type has 4 bytes"),
         ("number is no pointer", "elf.map_def", "write it with __uint()"),
         ("values of a hash", "elf.map_def", "holds maps"),
-        ("value of no size", "elf.btf", "struct 'unknown' without a definition has no size"),
+        ("value of no size", "elf.map_def", "has as value struct 'unknown' without a definition"),
         ("value too large", "elf.map_def", "at most 1073741824"),
         ("no struct", "elf.map_def", "expected a struct"),
         ("no type", "elf.map_def", "has no type"),

@@ -316,9 +316,9 @@ def test_pci_ids_without_a_list_are_numbers(tmp_path: Path) -> None:
 
 
 def test_every_decoder_that_asks_the_machine_is_known_here() -> None:
-    """Zero is a value like any other: nothing is raised."""
+    """Zero is a value like any other: nothing is raised. Stacks are asked of their map."""
     lookup = Lookup()
-    for decoder in SLOW:
+    for decoder in set(SLOW) - {"kstack", "ustack"}:
         assert isinstance(lookup.resolve(decoder, 0), str)
     lookup.close()
 

@@ -19,7 +19,7 @@ def test_task_storage_has_number_and_name_of_its_process() -> None:
     table = table_of(plan_of(source(29)), "counter_x")
     assert table.source == StorageSource("task")
     assert (table.key_size, table.value_size, table.expire_idle) == (16, 8, True)
-    assert [(rule.name, rule.decoder) for rule in table.labels] == [("pid", "uint"), ("comm", "comm")]
+    assert [(rule.name, rule.decoder) for rule in table.labels] == [("pid", "uint"), ("comm", "pid.comm")]
 
 
 def test_metadata_chooses_other_labels_of_a_task() -> None:
@@ -27,7 +27,7 @@ def test_metadata_chooses_other_labels_of_a_task() -> None:
     labels = {"pid": {"drop": True}, "comm": {"name": "process"}, "tid": {"drop": False}}
     metadata = {"version": 1, "metrics": {"counter_x": {"labels": labels}}}
     table = table_of(plan_of(source(29), metadata=metadata), "counter_x")
-    assert [(rule.name, rule.decoder) for rule in table.labels] == [("process", "comm"), ("tid", "uint")]
+    assert [(rule.name, rule.decoder) for rule in table.labels] == [("process", "pid.comm"), ("tid", "uint")]
 
 
 def test_cgroup_storage_of_each_kind_has_the_cgroups_path() -> None:

@@ -39,14 +39,17 @@ def test_array_is_a_series_per_index_which_may_be_named_or_dropped() -> None:
     """A row nobody counted in is no series; an array of one element has no index."""
     source = """
     u64 counter_a[5]; u64 b[3] TAG("kind=counter") TAG("label=cpu"); u64 counter_c[3] TAG("drop=true");
-    u64 counter_d[1]; struct { u32 x; u64 y[2]; } counter_e[2];
+    u64 counter_d[1]; struct { u32 x; u64 y; } counter_e[2]; struct { u64 y[2]; } counter_f[2] TAG("index=cpu");
     """
-    plan = plan_of(source, program=used("counter_a", "b", "counter_c", "counter_d", "counter_e"))
+    plan = plan_of(source, program=used("counter_a", "b", "counter_c", "counter_d", "counter_e", "counter_f"))
     labels = {table.map: [rule.name for rule in table.labels] for table in plan.tables}
-    assert labels == {"counter_a": ["index"], "b": ["cpu"], "counter_c": [], "counter_d": [], "counter_e": ["index"]}
+    assert labels == {
+        "counter_a": ["index"], "b": ["cpu"], "counter_c": [], "counter_d": [], "counter_e": ["index"],
+        "counter_f": ["cpu", "index"],
+    }  # fmt: skip
     assert table_of(plan, "counter_a").skip_zero_rows
     assert table_of(plan, "counter_a").source == SectionSource(".bss", table_of(plan, "counter_a").source.offset, 5)  # type: ignore[union-attr]
-    assert table_of(plan, "counter_e").value_size == 24
+    assert table_of(plan, "counter_e").value_size == 16
 
 
 def test_histogram_takes_an_array_of_numbers_as_its_slots() -> None:
