@@ -6,6 +6,7 @@ The date is ``$SOURCE_DATE_EPOCH`` if that is set, so that two builds give one p
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -52,7 +53,9 @@ def page() -> str:
             "manual_section": "1",
         },
     )
-    return f"{str(made).rstrip()}\n{FILES}"
+    # A line of text that begins with a quote would be a request to troff.
+    text = re.sub(r"^'", r"\\&'", str(made).rstrip(), flags=re.MULTILINE)
+    return f"{text}\n{FILES}"
 
 
 def main(arguments: list[str]) -> int:

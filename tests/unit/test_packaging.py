@@ -120,6 +120,7 @@ def test_manual_page_has_every_verb_and_is_the_same_twice(tmp_path: Path, monkey
         generate("man.py", str(tmp_path / name))
     text = (tmp_path / "one").read_text()
     assert text == (tmp_path / "two").read_text()
+    assert not re.findall(r"^'", text, re.MULTILINE), "troff takes a line that begins with a quote for a request"
     assert "2023\\-11\\-14" in text
     for verb in verbs():
         assert f"skep {verb}" in text.replace("\\-", "-")
