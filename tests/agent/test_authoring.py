@@ -114,7 +114,7 @@ def test_init_asks_on_a_terminal(tmp_path: Path) -> None:
 
 STRUCT_LABEL = """
 #include <skep.bpf.h>
-struct inner { __u64 a[3]; };
+struct inner { __u64 a[300]; };
 struct key { struct inner what; };
 struct { __uint(type, BPF_MAP_TYPE_HASH); __uint(max_entries, 8); __type(key, struct key); __type(value, __u64);
 } counter_x SEC(".maps");

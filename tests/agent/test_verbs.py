@@ -144,7 +144,7 @@ def test_check_of_the_shipped_configuration_succeeds() -> None:
     """Both shipped files, and says what they hold."""
     done = skep("check", "configs/agent.yaml")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "4 images, 1 more not enabled" in done.stdout
+    assert "5 images, 2 more not enabled" in done.stdout
     assert skep("check", "configs/run.yaml").returncode == 0
 
 

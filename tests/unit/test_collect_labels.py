@@ -112,8 +112,10 @@ STEPS = [
 def rules_and_keys(draw: st.DrawFn) -> tuple[LabelRule, bytes]:
     """A label somewhere in a key."""
     decoder = draw(st.sampled_from(sorted(DECODERS)))
-    size = draw(FAST_SIZES.get(decoder, st.integers(1, 64)))
-    bit = draw(st.integers(0, 7)) if decoder in BIT_FIELDS or decoder in SLOW else 0
+    sizes = st.sampled_from(DECODERS[decoder].sizes) if DECODERS[decoder].sizes else st.integers(1, 64)
+    size = draw(FAST_SIZES.get(decoder, sizes))
+    whole = bool(DECODERS[decoder].sizes)
+    bit = draw(st.integers(0, 7)) if decoder in BIT_FIELDS or (decoder in SLOW and not whole) else 0
     base = draw(st.integers(0, 5)) if decoder == "prefix" else 0
     offset = draw(st.integers(0, 3)) * 8 + bit + (8 * (base + 4) if decoder == "prefix" else 0)
     count = draw(st.sampled_from([1, 1, 1, 2, 3, 7])) if size % 8 == 0 and decoder != "prefix" else 1
