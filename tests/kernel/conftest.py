@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from exporter.hooks import split_section
 from exporter.kernel import Collection, GlobalRequest, LoadRequest, ProgramRequest, load
 from exporter.kernel.features import Capability, probe
 
@@ -42,6 +43,21 @@ def tracefs() -> None:
     """Tracepoints have their ids there; systemd mounts it, a bare container has not."""
     if not (TRACING / "events").exists():
         subprocess.run(["mount", "-t", "tracefs", "nodev", TRACING], check=True)
+
+
+@pytest.fixture(autouse=True)
+def row_of_the_matrix(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> None:
+    """Tell the table of kernels which hook or map type a case stands for, by its ``matrix`` mark."""
+    mark = request.node.get_closest_marker("matrix")
+    if mark is None:
+        return
+    group, row = mark.args
+    if callspec := getattr(request.node, "callspec", None):
+        row = callspec.params.get(row, row)
+    if group == "hook":
+        # Of a cgroup the place says which, of the others the first word: kprobe and kretprobe, tc and tcx.
+        row = " ".join(one if one.startswith("cgroup") else split_section(one)[0] for one in row.split())
+    record_property("matrix", " ".join(f"{group}/{one}" for one in row.split()))
 
 
 Compile = Callable[[str], bytes]

@@ -76,9 +76,9 @@ def trampolines_refused() -> bool:
 def why_not_here(name: str) -> str:
     """Why the agent cannot run an image on this kernel, as it is; empty if it can."""
     if name == "nfs-operations" and not workload.sunrpc_available():
-        return "no module sunrpc here, or none that tells its types (first in 5.11)"
+        return "needs the module sunrpc (CONFIG_SUNRPC) and its types (first in 5.11)"
     if name == "capability-checks" and trampolines_refused() and workload.kernel_version() < (6, 14):
-        return "this kernel is locked down and refuses trampolines, and has no tracepoint cap_capable (first in 6.14)"
+        return "this kernel's lockdown refuses trampolines, and it has no tracepoint cap_capable (first in 6.14)"
     return ""
 
 

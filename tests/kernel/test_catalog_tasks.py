@@ -100,7 +100,7 @@ print(json.dumps(found))
 def test_opens_are_counted_by_their_end_and_group(hook: str, tmp_path: Path) -> None:
     """Each call that can open a file, with what came of it."""
     if hook == "on_open" and trampolines_refused():
-        pytest.skip("this kernel is locked down and refuses trampolines")
+        pytest.skip("this kernel's lockdown refuses trampolines")
     (tmp_path / "there").touch()
     with (
         workload.control_group("skep-opens") as (group, group_id),
@@ -125,7 +125,7 @@ def test_opens_are_counted_by_their_end_and_group(hook: str, tmp_path: Path) -> 
 def test_open_is_an_event_with_its_path_when_asked_for(hook: str, tmp_path: Path) -> None:
     """And of failures only, if that is what was asked for."""
     if hook == "on_open" and trampolines_refused():
-        pytest.skip("this kernel is locked down and refuses trampolines")
+        pytest.skip("this kernel's lockdown refuses trampolines")
     absent = tmp_path / ("absent" * 30)
     settings = {"events_enabled": 1, "events_of_failures_only": 1, "events_per_cpu_s": 0}
     with loaded(shipped("file-opens"), settings, (hook,)) as program:
@@ -191,7 +191,7 @@ GRANTED, DENIED = range(2)
 def test_capability_checks_are_counted_with_what_came_of_them(hook: str) -> None:
     """70 as root, and 40 as nobody; the calls say themselves whether they were allowed."""
     if hook == "on_check" and trampolines_refused():
-        pytest.skip("this kernel is locked down and refuses trampolines")
+        pytest.skip("this kernel's lockdown refuses trampolines")
     if hook == "on_check_traced" and workload.kernel_version() < (6, 14):
         pytest.skip("this kernel has no tracepoint cap_capable (first in 6.14)")
     with (

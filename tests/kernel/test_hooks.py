@@ -96,6 +96,7 @@ def filters_of_lo() -> list[netlink.Filter]:
 LO = {"interfaces": ["lo"]}
 
 
+@pytest.mark.matrix("hook", "section")
 @pytest.mark.parametrize(
     ("cell", "program", "section", "attach", "seen"),
     [
@@ -141,6 +142,7 @@ def test_packets_of_an_interface_are_counted_until_close(  # noqa: PLR0917
     network(inside)
 
 
+@pytest.mark.matrix("hook", "section")
 @pytest.mark.parametrize(
     ("cell", "program", "section", "attach", "seen"),
     [
@@ -241,6 +243,7 @@ def cgroup() -> Iterator[Path]:
     directory.rmdir()
 
 
+@pytest.mark.matrix("hook", "section")
 @pytest.mark.parametrize(
     ("cell", "program", "section"),
     [
@@ -278,6 +281,7 @@ def test_cgroup_hook_sees_the_processes_of_its_cgroup(
         kept.close()
 
 
+@pytest.mark.matrix("hook", "sk_lookup flow_dissector")
 def test_programs_of_the_network_namespace_attach_to_ours(loading: Loading, network: Network) -> None:
     """A flow dissector takes one program for each; a look-up program sees what looks for a listening socket."""
 
@@ -321,6 +325,7 @@ NO_KPROBES = ("no kprobes", "CONFIG_FPROBE")
 LOCKDOWN = ("trampoline",)
 
 
+@pytest.mark.matrix("hook", "section")
 @pytest.mark.parametrize(
     ("cell", "program", "section", "attach", "since", "setting"),
     [
@@ -366,6 +371,7 @@ def test_functions_of_the_kernel_are_counted_by_every_kind_of_hook(  # noqa: PLR
     kept.close()
 
 
+@pytest.mark.matrix("hook", "section")
 @pytest.mark.parametrize(
     ("cell", "program", "section", "setting"),
     [
@@ -390,6 +396,7 @@ def test_security_hooks_are_counted(  # noqa: PLR0917
     assert cells(collection, "seen")[cell] == 17
 
 
+@pytest.mark.matrix("hook", "iter")
 def test_iterator_runs_when_it_is_read(loading: Loading) -> None:
     """Its text comes whole, and its map has what the walk found."""
     collection = loading(
@@ -413,6 +420,7 @@ def test_iterator_runs_when_it_is_read(loading: Loading) -> None:
     assert found[os.getpid()] == alive
 
 
+@pytest.mark.matrix("hook", "perf_event")
 def test_sampling_follows_cpus_that_come_and_go(loading: Loading) -> None:
     """A CPU that went has no link, and one that came gets one; a process's own event needs neither."""
     section = "perf_event/type=software,config=cpu-clock,frequency=1000"
@@ -435,6 +443,7 @@ def test_sampling_follows_cpus_that_come_and_go(loading: Loading) -> None:
     assert cells(collection, "visits")[2] > before
 
 
+@pytest.mark.matrix("hook", "section")
 @pytest.mark.parametrize(
     ("program", "section", "attach", "since"),
     [
@@ -476,10 +485,11 @@ def test_attachment_that_another_process_kept_is_taken_back(  # noqa: PLR0917
     network(inside)
 
 
+@pytest.mark.matrix("hook", "perf_event")
 def test_cpu_that_goes_and_comes_back_is_sampled_again(loading: Loading) -> None:
     """By the kernel's own hotplug, where there is a second CPU that may be taken away (in a guest of our own)."""
     switch = Path("/sys/devices/system/cpu/cpu1/online")
-    if channel.VARIABLE not in os.environ:
+    if not channel.in_guest():
         pytest.skip("no such hardware: a machine whose CPUs are ours to take away")
     section = "perf_event/type=software,config=cpu-clock,frequency=1000"
     request = ProgramRequest("on_sample", section, {"frequency_hz": 200})

@@ -1,6 +1,7 @@
 """Loading through the child: hooks count, links live by their descriptors, and only so long."""
 
 import os
+import re
 import socket
 import struct
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from exporter.errors import KernelError
 from exporter.kernel import Collection, GlobalRequest, LoadRequest, Map, MapRequest, ProgramRequest, load
 from tests.support.libbpf import settled
 from tests.support.workload import kernel_version
@@ -63,6 +65,7 @@ def hooks(loading: Loading, compile_object: Compile) -> Collection:
     )
 
 
+@pytest.mark.matrix("hook", "raw_tp tp_btf tracepoint")
 def test_every_tracing_hook_counts_the_same_calls_to_the_last_one(hooks: Collection) -> None:
     """raw_tp, tp_btf and tracepoint see each call once, in plain and per-CPU cells."""
     make_calls(12_345)
@@ -149,6 +152,7 @@ def test_max_entries_and_enums_come_as_requested(loading: Loading) -> None:
     assert collection.enums["skep_no_such_enum"] == {}
 
 
+@pytest.mark.matrix("hook", "raw_tp tp_btf tracepoint")
 @pytest.mark.parametrize(
     ("targets", "expected"),
     [
@@ -189,6 +193,7 @@ def binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory / "calls"
 
 
+@pytest.mark.matrix("hook", "uprobe uretprobe")
 @pytest.mark.parametrize("target", ["probe_me", "probe_me+0x0"])
 def test_uprobes_count_calls_and_returns(loading: Loading, binary: Path, target: str) -> None:
     """Binary and symbol from the operator; once by a multi link, once, with an offset, by a perf event."""
@@ -206,6 +211,23 @@ def test_uprobes_count_calls_and_returns(loading: Loading, binary: Path, target:
     subprocess.run([binary, "10"], check=True)
     assert map_cells(kept)[:2] == [1234, 1234]
     kept.close()
+
+
+@pytest.mark.skipif(kernel_version() < (6, 6), reason="no multi links of user functions (first in 6.6)")
+@pytest.mark.matrix("hook", "uprobe.multi uretprobe.multi")
+def test_functions_of_a_pattern_are_counted_in_a_binary(loading: Loading, binary: Path) -> None:
+    """Each once, by one link for all of them; a pattern that fits none is an error."""
+    collection = loading(
+        "places",
+        ProgramRequest("on_pattern", "uprobe.multi", {"binary": str(binary), "target": "probe_?e"}),
+        ProgramRequest("on_pattern_return", "uretprobe.multi", {"binary": str(binary), "target": "probe_*"}),
+        read_maps=("visits",),
+        partial=False,
+    )
+    subprocess.run([binary, "321"], check=True)
+    assert cells(collection, "visits")[6:8] == [321, 321]
+    with pytest.raises(KernelError, match=re.escape(f"'nothing_*' of '{binary}'")):
+        loading("places", ProgramRequest("on_pattern", "uprobe.multi", {"binary": str(binary), "target": "nothing_*"}))
 
 
 USDT = r"""
@@ -227,6 +249,7 @@ int main(int argc, char **argv)
 """
 
 
+@pytest.mark.matrix("hook", "usdt")
 def test_usdt_probe_is_attached_at_all_its_places_until_close(loading: Loading, tmp_path: Path) -> None:
     """No descriptor of such a link is shown by libbpf; it must live in the parent all the same."""
     if kernel_version() < (5, 15):
@@ -249,6 +272,7 @@ def test_usdt_probe_is_attached_at_all_its_places_until_close(loading: Loading, 
     kept.close()
 
 
+@pytest.mark.matrix("hook", "uprobe")
 def test_uprobe_of_one_process_ignores_the_others(loading: Loading, binary: Path) -> None:
     """With ``pid`` only that process is counted, from the perf way of attaching."""
     libc = "/lib/x86_64-linux-gnu/libc.so.6"
@@ -270,6 +294,7 @@ def burn(seconds: float) -> None:
         pass
 
 
+@pytest.mark.matrix("hook", "perf_event")
 @pytest.mark.parametrize(
     ("attach", "hertz"), [(None, 1000), ({"frequency_hz": 100}, 100), ({"period": 10_000_000}, 100)]
 )
@@ -339,6 +364,7 @@ def send_packets(port: int, count: int) -> None:
             sender.sendto(b"x", ("127.0.0.1", port))
 
 
+@pytest.mark.matrix("hook", "section")
 @pytest.mark.parametrize(
     ("program", "section", "attach", "modes"),
     [
@@ -376,6 +402,7 @@ def test_xdp_counts_packets_by_the_driver_or_above_it(  # noqa: PLR0917
     network(inside)
 
 
+@pytest.mark.matrix("hook", "cgroup_skb/egress")
 def test_cgroup_program_attaches_where_the_operator_says(loading: Loading, tmp_path: Path) -> None:
     """The packets that a process of that cgroup sends, and no others."""
     mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]

@@ -104,6 +104,7 @@ def named(samples: dict[Sample, float], name: str) -> dict[frozenset[tuple[str, 
 # Variables.
 
 
+@pytest.mark.matrix("map", "variables")
 def test_variables_of_every_section_and_shape_are_metrics(running: Running) -> None:
     """A number, a struct, an array by index or summed, a histogram; what nobody speaks of stays private."""
     program = running("variables")
@@ -128,6 +129,7 @@ def test_variables_of_every_section_and_shape_are_metrics(running: Running) -> N
     assert not [name for name, _ in samples if "unrelated" in name or "unsaid" in name]
 
 
+@pytest.mark.matrix("map", "variables")
 def test_variables_count_on_and_are_no_map_that_fills(running: Running) -> None:
     """Each read is the newest value; a section of variables has no fill to warn of."""
     program = running("variables")
@@ -137,6 +139,7 @@ def test_variables_count_on_and_are_no_map_that_fills(running: Running) -> None:
     assert program.map_entries == {}
 
 
+@pytest.mark.matrix("map", "variables")
 def test_newer_version_carries_the_counts_of_variables_on(running: Running) -> None:
     """Its own variables begin at zero again; the series does not."""
     old = running("variables")
@@ -158,6 +161,7 @@ def prefixes(samples: dict[Sample, float], name: str, label: str) -> dict[str, f
     return {dict(labels)[label]: value for labels, value in named(samples, name).items()}
 
 
+@pytest.mark.matrix("map", "lpm_trie")
 def test_trie_shows_its_prefixes(running: Running) -> None:
     """Of each make of key; what lies beyond the prefix is not shown."""
     program = running("tries")
@@ -190,6 +194,7 @@ def rows_of_trie(fd: int, *, key_size: int = 8, chunk_rows: int, walk: bool) -> 
     return found
 
 
+@pytest.mark.matrix("map", "lpm_trie")
 @pytest.mark.parametrize("walk", [False, True], ids=["batch", "walk"])
 @pytest.mark.parametrize("size", [4, 16])
 def test_every_prefix_is_read_once_whatever_covers_it(running: Running, size: int, walk: bool) -> None:
@@ -213,6 +218,7 @@ def test_every_prefix_is_read_once_whatever_covers_it(running: Running, size: in
         assert sorted(found) == sorted(written.values())
 
 
+@pytest.mark.matrix("map", "lpm_trie")
 @pytest.mark.parametrize("walk", [False, True], ids=["batch", "walk"])
 def test_deleted_prefix_is_never_shown_with_the_value_of_a_shorter_one(running: Running, walk: bool) -> None:
     """A look-up of a key that is gone finds what covers it; no read of a busy trie takes that for a row."""
@@ -287,6 +293,7 @@ def open_descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
+@pytest.mark.matrix("map", "hash_of_maps array_of_maps")
 def test_rows_of_inner_maps_have_the_outer_keys_labels_too(running: Running) -> None:
     """Hashes in a hash, and per-CPU arrays in an array; empty places have no rows."""
     program = running("inner")
@@ -304,6 +311,7 @@ def test_rows_of_inner_maps_have_the_outer_keys_labels_too(running: Running) -> 
     assert [rule.name for rule in table_of(program.plan, "requests").labels] == ["zone", "name", "code"]
 
 
+@pytest.mark.matrix("map", "hash_of_maps lpm_trie")
 def test_trie_inside_a_hash_shows_its_prefixes(running: Running) -> None:
     """The prefix length lies behind the outer key."""
     program = running("inner")
@@ -317,6 +325,7 @@ def test_trie_inside_a_hash_shows_its_prefixes(running: Running) -> None:
     assert one(scrape(program), "ebpf_nets_total", outer="77", pad="192.0.2.0/24") == 54
 
 
+@pytest.mark.matrix("map", "hash_of_maps")
 def test_map_that_takes_anothers_place_adds_to_its_series(running: Running) -> None:
     """Also if its numbers are higher from the start; and the old one is let go of."""
     program = running("inner")
@@ -333,6 +342,7 @@ def test_map_that_takes_anothers_place_adds_to_its_series(running: Running) -> N
     assert open_descriptors() == before - 1
 
 
+@pytest.mark.matrix("map", "hash_of_maps")
 def test_descriptors_of_inner_maps_are_bounded(running: Running) -> None:
     """More maps than may be open are read all the same, time and again; closing gives all back."""
     program = running("inner")
@@ -348,6 +358,7 @@ def test_descriptors_of_inner_maps_are_bounded(running: Running) -> None:
     assert open_descriptors() < before
 
 
+@pytest.mark.matrix("map", "hash_of_maps")
 def test_inner_maps_without_the_capability_are_an_error_with_the_remedy(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -371,6 +382,7 @@ def test_inner_maps_without_the_capability_are_an_error_with_the_remedy(
 # Local storage.
 
 
+@pytest.mark.matrix("map", "task_storage")
 @pytest.mark.skipif(probe().version < (5, 12), reason="no task storage in tracing programs (first in 5.12)")
 def test_task_storage_is_read_by_process(running: Running) -> None:
     """With number and name as labels; what ended has no row, and its count stays."""
@@ -384,6 +396,7 @@ def test_task_storage_is_read_by_process(running: Running) -> None:
     assert len(named(samples, "ebpf_by_task_total")) == 1
 
 
+@pytest.mark.matrix("map", "task_storage")
 @pytest.mark.skipif(probe().version < (6, 9), reason="no descriptors of single threads (first in 6.9)")
 def test_task_storage_of_threads_is_summed_by_process(running: Running) -> None:
     """A thread that ends takes its row along, and not its count."""
@@ -406,6 +419,7 @@ def test_task_storage_of_threads_is_summed_by_process(running: Running) -> None:
     assert sum(named(scrape(program), "ebpf_by_task_total").values()) == 16
 
 
+@pytest.mark.matrix("map", "cgrp_storage")
 @pytest.mark.skipif(probe().version < (6, 2), reason="no storage of cgroups by descriptor (first in 6.2)")
 def test_cgroup_storage_is_read_by_path(running: Running, own_cgroup: Path) -> None:
     """Of every cgroup that has a row, whoever is in it."""
@@ -418,6 +432,7 @@ def test_cgroup_storage_is_read_by_path(running: Running, own_cgroup: Path) -> N
     assert sum(shown.values()) == 7
 
 
+@pytest.mark.matrix("map", "cgroup_storage")
 def test_old_cgroup_storage_is_read_by_path(running: Running, own_cgroup: Path) -> None:
     """Of the cgroup that the program is attached to."""
     program = running("storage_old", attach={"on_socket": AttachConfig(cgroup=str(own_cgroup))})
@@ -433,6 +448,7 @@ def test_old_cgroup_storage_is_read_by_path(running: Running, own_cgroup: Path) 
 # Stacks.
 
 
+@pytest.mark.matrix("map", "stack_trace")
 def test_stacks_are_labels_with_names_of_both_worlds(running: Running) -> None:
     """The innermost function last; a map of build ids names files by them."""
     program = running("stacks")
@@ -446,6 +462,7 @@ def test_stacks_are_labels_with_names_of_both_worlds(running: Running) -> None:
     assert re.search(r"(^|;)[0-9a-f]{40}\+0x[0-9a-f]+$", labels["built"]), labels
 
 
+@pytest.mark.matrix("map", "stack_trace")
 def test_counts_are_kept_when_a_stack_is_gone_or_its_id_is_used_again(running: Running) -> None:
     """The series keeps the stack it was first seen with."""
     program = running("stacks")
@@ -462,6 +479,7 @@ def test_counts_are_kept_when_a_stack_is_gone_or_its_id_is_used_again(running: R
     assert set(before) <= set(after)
 
 
+@pytest.mark.matrix("map", "stack_trace")
 def test_row_whose_stack_is_gone_says_so(running: Running) -> None:
     """Its count is shown all the same; an id that is an error has no stack, or lost it."""
     program = running("stacks")

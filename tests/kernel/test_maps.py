@@ -79,6 +79,7 @@ def without_padding(map: Map, text: bytes) -> bytes:
     return b"".join(text[i * slot : i * slot + map.value_size] for i in range(map.cpus))
 
 
+@pytest.mark.matrix("map", "name")
 @pytest.mark.parametrize("walk", [False, True], ids=["batch", "walk"])
 @pytest.mark.parametrize("name", KEYED)
 def test_rows_are_what_was_written(tables: Collection, name: str, walk: bool) -> None:
@@ -93,6 +94,7 @@ def test_rows_are_what_was_written(tables: Collection, name: str, walk: bool) ->
         assert {k: without_padding(map, v) for k, v in found} == expected
 
 
+@pytest.mark.matrix("map", "name")
 @pytest.mark.parametrize("walk", [False, True], ids=["batch", "walk"])
 @pytest.mark.parametrize("name", ["array", "percpu_array"])
 def test_array_has_all_its_rows_in_order(tables: Collection, name: str, walk: bool) -> None:
@@ -107,6 +109,7 @@ def test_array_has_all_its_rows_in_order(tables: Collection, name: str, walk: bo
         assert without_padding(map, v) == without_padding(map, expected)
 
 
+@pytest.mark.matrix("map", "name")
 @pytest.mark.parametrize("walk", [False, True], ids=["batch", "walk"])
 @pytest.mark.parametrize("name", KEYED)
 def test_empty_map_has_no_rows(tables: Collection, name: str, walk: bool) -> None:
@@ -190,6 +193,7 @@ def test_full_bucket_makes_room_for_itself(tables: Collection) -> None:
     assert len(reader.keys) > 8
 
 
+@pytest.mark.matrix("map", "name")
 @pytest.mark.parametrize("walk", [False, True], ids=["batch", "walk"])
 @pytest.mark.parametrize("name", HASHES)
 def test_churn_neither_repeats_nor_loses_rows(tables: Collection, name: str, walk: bool) -> None:
@@ -249,6 +253,7 @@ def test_walk_ends_though_the_map_never_stands_still(tables: Collection) -> None
     assert len(seen) == len(set(seen)) == 300
 
 
+@pytest.mark.matrix("map", "stack_trace")
 def test_stack_traces_are_read(tables: Collection) -> None:
     """By batch or by walk, whichever this kernel has for them."""
     make_calls(10)

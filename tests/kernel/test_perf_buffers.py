@@ -64,6 +64,7 @@ def numbers(found: list[tuple[int, bytes]]) -> list[int]:
     return [RECORD.unpack_from(data)[0] for _, data in found]
 
 
+@pytest.mark.matrix("map", "perf_event_array")
 def test_records_of_every_cpu_come_whole_and_once(records: Collection, reader: RingReader) -> None:
     """In order for each CPU, with the bytes the program wrote."""
     index = reader.add(records.maps["events"])
@@ -82,6 +83,7 @@ def test_records_of_every_cpu_come_whole_and_once(records: Collection, reader: R
     assert reader.fill_ratio(index) == 0
 
 
+@pytest.mark.matrix("map", "perf_event_array")
 def test_full_buffer_loses_exactly_what_the_kernel_says(records: Collection, reader: RingReader) -> None:
     """Nobody reads: the rest is lost, told of, and what is there is still good; records wrap around the end."""
     index = reader.add(records.maps["events"])
@@ -98,6 +100,7 @@ def test_full_buffer_loses_exactly_what_the_kernel_says(records: Collection, rea
         assert len(set(numbers(found))) == len(found)
 
 
+@pytest.mark.matrix("map", "perf_event_array")
 def test_received_and_lost_are_all_that_was_made_under_load(records: Collection, reader: RingReader) -> None:
     """Makers on all CPUs, a reader that is late now and then; the sum comes out to the last."""
     index = reader.add(records.maps["events"])
@@ -139,6 +142,7 @@ def test_received_and_lost_are_all_that_was_made_under_load(records: Collection,
     assert reader.lost(index) == lost
 
 
+@pytest.mark.matrix("map", "perf_event_array")
 def test_few_records_are_found_when_the_time_is_over(records: Collection, reader: RingReader) -> None:
     """A buffer wakes by its fill, not by each record."""
     index = reader.add(records.maps["events"])
@@ -148,6 +152,7 @@ def test_few_records_are_found_when_the_time_is_over(records: Collection, reader
     assert not reader.wait(0.01)
 
 
+@pytest.mark.matrix("map", "perf_event_array")
 def test_reader_asleep_is_woken_by_many_records(records: Collection, reader: RingReader) -> None:
     """Long before the time is over."""
     index = reader.add(records.maps["events"])
@@ -160,6 +165,7 @@ def test_reader_asleep_is_woken_by_many_records(records: Collection, reader: Rin
     assert len(drain(reader, index)) == 1000
 
 
+@pytest.mark.matrix("map", "perf_event_array")
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
 def test_cpu_that_comes_online_gets_a_buffer_and_one_that_returns_a_new_one(records: Collection) -> None:
     """Without one its records go nowhere, as the program sees."""
@@ -217,6 +223,7 @@ def test_cpu_that_is_just_leaving_is_tried_again_and_a_refusal_is_told(
     reader.close()
 
 
+@pytest.mark.matrix("map", "perf_event_array")
 def test_entries_outlive_the_descriptor_they_were_made_through(records: Collection, reader: RingReader) -> None:
     """The array forgets its buffers when the last descriptor of its file is closed; the reader keeps one."""
     index = reader.add(records.maps["events"])
@@ -226,6 +233,7 @@ def test_entries_outlive_the_descriptor_they_were_made_through(records: Collecti
     assert len(drain(reader, index)) == 5
 
 
+@pytest.mark.matrix("map", "queue stack")
 def test_queue_and_stack_are_emptied_in_their_order(records: Collection, reader: RingReader) -> None:
     """Oldest first and newest first; what did not fit the program counts."""
     queue, stack = reader.add(records.maps["waiting"]), reader.add(records.maps["piled"])

@@ -74,6 +74,7 @@ def drain(reader: RingReader, index: int, limit_bytes: int = 1 << 20) -> list[tu
     return found
 
 
+@pytest.mark.matrix("map", "ringbuf")
 def test_records_come_whole_in_order_and_once(records: Collection, reader: RingReader) -> None:
     """Numbers, text and positions as the program wrote them; discarded ones are passed over."""
     index = reader.add(records.maps["events"])
@@ -92,6 +93,7 @@ def test_records_come_whole_in_order_and_once(records: Collection, reader: RingR
     assert reader.fill_ratio(index) == 0
 
 
+@pytest.mark.matrix("map", "ringbuf")
 @pytest.mark.parametrize("limit_bytes", [1, 47, 48, 100, 1 << 20])
 def test_limit_cuts_between_records(records: Collection, reader: RingReader, limit_bytes: int) -> None:
     """Whole records up to the limit, and always at least one."""
@@ -106,6 +108,7 @@ def test_limit_cuts_between_records(records: Collection, reader: RingReader, lim
     assert total == made - lost - discarded == 160 - 22
 
 
+@pytest.mark.matrix("map", "ringbuf")
 def test_full_ring_loses_exactly_what_the_program_counted(records: Collection, reader: RingReader) -> None:
     """Nobody reads: the ring fills, the rest is lost and counted; what is in it is still good."""
     index = reader.add(records.maps["events"])
@@ -120,6 +123,7 @@ def test_full_ring_loses_exactly_what_the_program_counted(records: Collection, r
     assert len(drain(reader, index)) in (6, 7, 8)
 
 
+@pytest.mark.matrix("map", "ringbuf")
 def test_received_and_lost_are_all_that_was_made_under_load(records: Collection, reader: RingReader) -> None:
     """Four threads make records while one reads, some through a slow patch; the sum comes out to the last."""
     index = reader.add(records.maps["events"])
@@ -172,6 +176,7 @@ def test_received_and_lost_are_all_that_was_made_under_load(records: Collection,
     assert positions[-1] > 1 << 16  # the ring went round
 
 
+@pytest.mark.matrix("map", "ringbuf")
 def test_reader_asleep_is_woken_by_the_next_record(records: Collection, reader: RingReader) -> None:
     """After every drain the reader sleeps with the ring empty; no record may fail to wake it."""
     index = reader.add(records.maps["events"])
@@ -185,6 +190,7 @@ def test_reader_asleep_is_woken_by_the_next_record(records: Collection, reader: 
         assert len(drain(reader, index)) >= 6
 
 
+@pytest.mark.matrix("map", "ringbuf")
 def test_records_that_wake_nobody_are_found_when_the_time_is_over(records: Collection, reader: RingReader) -> None:
     """The program may submit without a wake-up; the wait then ends in time and says that there is something."""
     index = reader.add(records.maps["others"])
@@ -195,6 +201,7 @@ def test_records_that_wake_nobody_are_found_when_the_time_is_over(records: Colle
     assert not reader.wait(0.01)
 
 
+@pytest.mark.matrix("map", "ringbuf")
 def test_several_rings_behind_one_wait_keep_their_records_apart(records: Collection, reader: RingReader) -> None:
     """Each index has its own ring's records; one that is removed is heard no more."""
     events, others = reader.add(records.maps["events"]), reader.add(records.maps["others"])
@@ -212,6 +219,7 @@ def test_several_rings_behind_one_wait_keep_their_records_apart(records: Collect
     assert reader.add(records.maps["events"]) not in (events, others)
 
 
+@pytest.mark.matrix("map", "ringbuf")
 def test_records_outlive_the_program_that_made_them(records: Collection, reader: RingReader) -> None:
     """Closing the collection stops the program; what is in the ring can still be read."""
     index = reader.add(records.maps["events"])

@@ -29,24 +29,34 @@ struct {
 	__type(value, __u64);
 } gauge_threads SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__type(key, __u32);
+	__type(value, __u64);
+} walks SEC(".maps");
+
 SEC("iter/task")
 int on_task(struct bpf_iter__task *ctx)
 {
 	struct task_struct *task = ctx->task;
 	static const char format[] = "%d\n";
-	__u64 one = 1, *count, zero = 0;
+	__u64 walk = ctx->meta->session_id, one = 1, *count, *last;
 	__u64 argument;
 	__u32 key;
+	bool begun;
 
 	if (!task)
 		return 0;
 	key = task->tgid;
 	argument = task->pid;
-	/* A new walk begins: the first thread of a process comes before its others. */
-	if (task->pid == task->tgid)
-		bpf_map_update_elem(&gauge_threads, &key, &zero, BPF_ANY);
+	/* Threads come by number: that of a process's first may be above those of its others. */
+	last = bpf_map_lookup_elem(&walks, &key);
 	count = bpf_map_lookup_elem(&gauge_threads, &key);
-	if (count)
+	begun = last && *last == walk;
+	if (!begun)
+		bpf_map_update_elem(&walks, &key, &walk, BPF_ANY);
+	if (count && begun)
 		__sync_fetch_and_add(count, 1);
 	else
 		bpf_map_update_elem(&gauge_threads, &key, &one, BPF_ANY);

@@ -10,7 +10,7 @@
 #include <bpf/bpf_helpers.h>
 #include <bpf/usdt.bpf.h>
 
-enum place { PLACE_UPROBE, PLACE_URETPROBE, PLACE_PERF, PLACE_XDP, PLACE_CGROUP, PLACE_USDT, PLACES };
+enum place { PLACE_UPROBE, PLACE_URETPROBE, PLACE_PERF, PLACE_XDP, PLACE_CGROUP, PLACE_USDT, PLACE_PATTERN, PLACE_PATTERN_RETURN, PLACES };
 
 const volatile __u16 port = 0;
 
@@ -40,6 +40,20 @@ SEC("uretprobe")
 int on_return(void *ctx)
 {
 	count(PLACE_URETPROBE);
+	return 0;
+}
+
+SEC("uprobe.multi")
+int on_pattern(void *ctx)
+{
+	count(PLACE_PATTERN);
+	return 0;
+}
+
+SEC("uretprobe.multi")
+int on_pattern_return(void *ctx)
+{
+	count(PLACE_PATTERN_RETURN);
 	return 0;
 }
 

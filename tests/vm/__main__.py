@@ -3,6 +3,7 @@
 ::
 
     python -m tests.vm                                   all kernels, all cases; writes docs/kernels.md
+    python -m tests.vm --kernel here                     on the kernel that runs now, without a guest
     python -m tests.vm --kernel 6.1 --select tests/kernel -k ring
 """
 
@@ -13,14 +14,16 @@ import contextlib
 import fcntl
 import functools
 import json
+import platform
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tests.vm import disks, kernels, machine, results
+from tests.vm.guest.__main__ import config_text, facts
 from tests.vm.packages import Archive, HarnessError, run
 
 REPOSITORY = Path(__file__).parents[2]
@@ -29,6 +32,7 @@ PAGE = REPOSITORY / "docs" / "kernels.md"
 SELECTION = ("tests/kernel", "tests/vm/cases")
 PYTEST_SAID = {2: "interrupted", 3: "internal error", 4: "bad command line", 5: "no case was selected"}
 COMMAND = "python -m tests.vm"
+HERE = "here"
 
 
 def say(text: str) -> None:
@@ -40,13 +44,31 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog=COMMAND, description="run kernel tests in virtual machines")
     parser.add_argument(
-        "--kernel", action="append", metavar="SERIES", help="5.10, 6.1, 6.12 or newest; repeat; default: all"
+        "--kernel", action="append", metavar="SERIES", help="5.10, 6.1, 6.12, newest or here; repeat; default: all"
     )
     parser.add_argument("--select", action="append", metavar="PATH", help="file, folder or case; default: all")
     parser.add_argument("-k", dest="expression", default="", help="pytest's own -k")
     parser.add_argument("--refresh", action="store_true", help="ask the mirror for newer kernels")
     parser.add_argument("--case-timeout", type=float, default=300.0, metavar="SECONDS", help="silence of one case")
     return parser.parse_args(arguments)
+
+
+def progress(series: str) -> Callable[[dict[str, Any]], None]:
+    """What tells of a kernel's cases as they end: each that is worth a line."""
+    done, of = 0, 0
+
+    def heard(event: dict[str, Any]) -> None:
+        nonlocal done, of
+        if event["event"] == "collected":
+            of = len(event["cases"])
+            say(f"{series}: {of} cases")
+        elif event["event"] == "case":
+            done += 1
+            if event["outcome"] != "passed" or of <= 40 or done % 20 == 0:
+                reason = f": {event['reason'][:200]}" if event.get("reason") else ""
+                say(f"{series}: {done}/{of} {event['outcome']} {event['case']}{reason}")
+
+    return heard
 
 
 @contextlib.contextmanager
@@ -92,6 +114,9 @@ class Matrix:
 
     def run_kernel(self, name: str) -> None:
         """Boot one kernel and take its results; one that cannot be had is a failure, and the others go on."""
+        if name == HERE:
+            self.run_here()
+            return
         try:
             kernel = self.shelf.kernel(name, refresh=self.options.refresh)
         except HarnessError as error:
@@ -112,27 +137,44 @@ class Matrix:
             command_line=machine.command_line(kernels.lsm_argument(kernel.config)),
         )
         say(f"{kernel.series}: booting {kernel.release}")
-        counted = {"done": 0, "of": 0}
-
-        def heard(event: dict[str, Any]) -> None:
-            if event["event"] == "collected":
-                counted["of"] = len(event["cases"])
-                say(f"{kernel.series}: {counted['of']} cases")
-            elif event["event"] == "case":
-                counted["done"] += 1
-                if event["outcome"] != "passed" or counted["of"] <= 40 or counted["done"] % 20 == 0:
-                    reason = f": {event['reason'][:200]}" if event.get("reason") else ""
-                    progress = f"{counted['done']}/{counted['of']}"
-                    say(f"{kernel.series}: {progress} {event['outcome']} {event['case']}{reason}")
-
         account, deaths = machine.boot_twice(
             lambda number: machine.boot(
-                guest, logs / f"console-{number}.log", case_timeout_s=self.options.case_timeout, heard=heard
+                guest,
+                logs / f"console-{number}.log",
+                case_timeout_s=self.options.case_timeout,
+                heard=progress(kernel.series),
             )
         )
         for words in deaths:
             say(f"{kernel.series}: a guest died before its tests: {words}")
         self._take(kernel, account, deaths, logs)
+
+    def run_here(self) -> None:
+        """Run the cases on the kernel that runs now, and take its results."""
+        if not Path("/sys/kernel/security/lockdown").exists():
+            run(["mount", "-t", "securityfs", "nodev", "/sys/kernel/security"])
+        release = platform.release()
+        kernel = kernels.Kernel(
+            series=f"{kernels.series_of(release)} here",
+            release=release,
+            version="",
+            image=Path(),
+            modules=Path(),
+            config=kernels.parse_config(config_text(release)),
+        )
+        logs = self.home / "logs" / "here"
+        logs.mkdir(parents=True, exist_ok=True)
+        say(f"{kernel.series}: this machine's own kernel")
+        account = machine.run_here(
+            self.pytest_arguments(),
+            REPOSITORY,
+            logs / "pytest.log",
+            # A kernel that is no distribution's is told by its version alone.
+            facts={**facts(), "release": release.partition("-")[0]},
+            case_timeout_s=self.options.case_timeout,
+            heard=progress(kernel.series),
+        )
+        self._take(kernel, account, (), logs)
 
     def _take(self, kernel: kernels.Kernel, account: machine.Account, deaths: Sequence[str], logs: Path) -> None:
         self.raw[kernel.series] = account.results()
@@ -164,7 +206,7 @@ class Matrix:
 
     def run(self) -> int:
         """Run all that was asked for and report; a fault of the harness does not lose what was found before it."""
-        names = self.options.kernel or kernels.SERIES
+        names = self.options.kernel or (*kernels.SERIES, HERE)
         whole = not (self.options.kernel or self.options.select or self.options.expression)
         try:
             for name in names:
@@ -176,7 +218,7 @@ class Matrix:
 
     def report(self, *, whole: bool) -> int:
         """Write the files, print the sum; 0 if nothing failed."""
-        settled = results.settle(self.raw, self.facts)
+        settled = results.settle(self.raw, self.facts, results.held_in(BUILD / "vm.json"))
         results.merge(BUILD / "vm.json", settled, replace=not (self.options.select or self.options.expression))
         (self.home / "facts.json").write_text(json.dumps(self.told, indent=1) + "\n")
         if whole:

@@ -14,13 +14,17 @@ import json
 import os
 import selectors
 import shutil
+import signal
 import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from tests.vm.guest import channel
 from tests.vm.packages import HarnessError
 
 MEMORY_MIB = 2048
@@ -242,6 +246,55 @@ def boot(guest: Guest, console: Path, *, case_timeout_s: float, heard: Callable[
     account.total_s = time.monotonic() - started
     if not account.finished and not account.death:
         account.death = last_words(console) or complaint or "no word on its console"
+    return account
+
+
+def run_here(
+    arguments: Sequence[str],
+    directory: Path,
+    log: Path,
+    *,
+    facts: Mapping[str, Any],
+    case_timeout_s: float,
+    heard: Callable[[dict[str, Any]], None],
+) -> Account:
+    """Run the cases on this machine's own kernel, and listen as to a guest.
+
+    Args:
+        arguments: Of pytest.
+        directory: The repository.
+        log: Where pytest's own output goes.
+        facts: About this kernel.
+        case_timeout_s: How long one case may be silent.
+        heard: Called with every event as it comes.
+    """
+    account = Account(facts=dict(facts))
+    started = time.monotonic()
+    ours, theirs = os.pipe()
+    command = [sys.executable, "-m", "pytest", "-p", "tests.vm.guest.plugin", "-p", "no:cacheprovider", *arguments]
+    with os.fdopen(ours, "rb", buffering=0) as stream, log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=directory,
+            env={**os.environ, channel.VARIABLE: f"/proc/{os.getpid()}/fd/{theirs}"},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        watcher = threading.Thread(target=lambda: (process.wait(), os.close(theirs)))
+        watcher.start()
+        for event in events_of(stream, lambda: COLLECT_TIMEOUT_S if account.cases is None else case_timeout_s):
+            if event is None:
+                account.death = f"silent for {case_timeout_s:.0f} s"
+                os.killpg(process.pid, signal.SIGKILL)
+                break
+            account.hear(event)
+            heard(event)
+        watcher.join()
+    if not account.death:
+        account.hear({"event": "end", "status": process.returncode})
+    account.total_s = time.monotonic() - started
     return account
 
 

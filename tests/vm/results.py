@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 Outcomes = dict[str, str]
@@ -57,12 +58,17 @@ def why_skip_is_believed(reason: str, facts: KernelFacts) -> str:
     return ""
 
 
-def settle(raw: Mapping[str, Mapping[str, tuple[str, str]]], facts: Mapping[str, KernelFacts]) -> dict[str, Outcomes]:
+def settle(
+    raw: Mapping[str, Mapping[str, tuple[str, str]]],
+    facts: Mapping[str, KernelFacts],
+    held: Mapping[str, Outcomes] = MappingProxyType({}),
+) -> dict[str, Outcomes]:
     """Judge every outcome of every kernel.
 
     Args:
         raw: Kernel to case to (outcome, reason) as the guests told it.
         facts: Kernel to its facts.
+        held: What earlier runs came to, on kernels that this one did not boot.
 
     Returns:
         Kernel to case to ``passed``, ``skipped: reason`` or ``failed: reason``.
@@ -76,7 +82,9 @@ def settle(raw: Mapping[str, Mapping[str, tuple[str, str]]], facts: Mapping[str,
                 verdict = f"failed: {reason}"
             elif outcome == "skipped":
                 believed = why_skip_is_believed(reason, facts[kernel])
-                elsewhere = any(other.get(case, ("", ""))[0] == "passed" for other in raw.values())
+                elsewhere = any(other.get(case, ("", ""))[0] == "passed" for other in raw.values()) or any(
+                    cases.get(case) == "passed" for other, cases in held.items() if other not in raw
+                )
                 if believed == "lockdown" and not elsewhere:
                     believed = ""
                 verdict = (
@@ -88,6 +96,11 @@ def settle(raw: Mapping[str, Mapping[str, tuple[str, str]]], facts: Mapping[str,
     return settled
 
 
+def held_in(path: Path) -> dict[str, Outcomes]:
+    """What earlier runs left in the file."""
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
 def merge(path: Path, fresh: Mapping[str, Outcomes], *, replace: bool) -> dict[str, Outcomes]:
     """Put fresh outcomes into the file, and return all it then holds.
 
@@ -96,7 +109,7 @@ def merge(path: Path, fresh: Mapping[str, Outcomes], *, replace: bool) -> dict[s
         fresh: What this run found.
         replace: This run was of all cases: what it did not see is gone.
     """
-    held: dict[str, Outcomes] = json.loads(path.read_text()) if path.exists() else {}
+    held = held_in(path)
     for kernel, cases in fresh.items():
         held[kernel] = dict(cases) if replace else {**held.get(kernel, {}), **cases}
     held = {kernel: dict(sorted(held[kernel].items())) for kernel in sorted(held, key=number)}
@@ -105,12 +118,12 @@ def merge(path: Path, fresh: Mapping[str, Outcomes], *, replace: bool) -> dict[s
     return held
 
 
-def row_of(case: str, named: Mapping[str, str]) -> tuple[str, str]:
-    """The table and the row a case belongs to: what the test named, else its file."""
+def rows_of(case: str, named: Mapping[str, str]) -> list[tuple[str, str]]:
+    """The tables and rows a case belongs to: what the test named, one or more between spaces, else its file."""
     if case in named:
-        group, _, row = named[case].partition("/")
-        return group, row or group
-    return "tests", Path(case.partition("::")[0]).stem.removeprefix("test_").replace("_", " ")
+        parts = [name.partition("/") for name in named[case].split()]
+        return [(group, row or group) for group, _, row in parts]
+    return [("tests", Path(case.partition("::")[0]).stem.removeprefix("test_").replace("_", " "))]
 
 
 def cell(outcomes: list[str]) -> str:
@@ -146,7 +159,8 @@ def table(
         f"<!-- Made by `{programs}`; do not edit. -->",
         "",
         "Every case below ran inside a virtual machine on a Debian cloud kernel, with an emulated processor",
-        "(`make vm`). A number in brackets is how many cases the row stands for; `–` means not run there.",
+        '(`make vm`), or, in the column "here", on the kernel of the machine that made the table. A number in',
+        "brackets is how many cases the row stands for; `–` means not run there.",
         "A skip is printed with the fact that the harness checked; anything else is a failure.",
         "",
         "| | " + " | ".join(kernels) + " |",
@@ -162,8 +176,8 @@ def table(
         lines.append(f"| `{name}` | " + " | ".join(values) + " |")
     groups: dict[str, dict[str, list[str]]] = {}
     for case in sorted({case for cases in settled.values() for case in cases}):
-        group, row = row_of(case, named)
-        groups.setdefault(group, {}).setdefault(row, []).append(case)
+        for group, row in rows_of(case, named):
+            groups.setdefault(group, {}).setdefault(row, []).append(case)
     head = ["| | " + " | ".join(kernels) + " |", "|---|" + "---|" * len(kernels)]
     for group in sorted(groups, key=lambda name: (name == "tests", name)):
         lines += ["", f"## {group.capitalize()}", "", *head]

@@ -309,6 +309,28 @@ def test_plugin_reports_each_case_once_with_its_worst_phase(tmp_path: Path) -> N
     assert account.rows == {"test_good.py::test_passes": "hook/kprobe"}
 
 
+def test_cases_run_here_are_heard_as_a_guests_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the kernel that runs now; one that is silent for too long ends the run."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    (tmp_path / "test_good.py").write_text(CASES)
+    (tmp_path / "test_slow.py").write_text("def test_slow(): __import__('time').sleep(600)\n")
+    arguments = ["-q", f"--rootdir={tmp_path}", str(tmp_path)]
+    heard: list[str] = []
+    account = machine.run_here(
+        arguments,
+        tmp_path,
+        tmp_path / "log",
+        facts={"release": "6.1"},
+        case_timeout_s=2.0,
+        heard=lambda event: heard.append(event["event"]),
+    )
+    found = {case.rpartition("::")[2]: outcome for case, outcome in account.results().items()}
+    assert found["test_passes"] == ("passed", "")
+    assert found["test_slow"][0] == "failed" and "silent for 2 s" in found["test_slow"][1]
+    assert heard[0] == "collected" and account.facts == {"release": "6.1"}
+    assert not account.died_before_tests
+
+
 # -- results -------------------------------------------------------------------------------
 
 
@@ -352,6 +374,18 @@ def test_lockdown_excuses_only_what_another_kernel_of_the_table_allowed(elsewher
     assert settled["6.1"]["a"].startswith(verdict)
 
 
+def test_lockdown_is_excused_by_a_kernel_of_an_earlier_run() -> None:
+    """A run of one kernel is judged as a run of all would be."""
+    raw = {"6.1": {"x::a": ("skipped", "lockdown refuses it")}}
+    kernel = {"6.1": facts(lockdown="integrity")}
+    for before, verdict in (
+        ({}, "failed"),
+        ({"6.12": {"x::a": "passed"}}, "skipped"),
+        ({"6.1": {"x::a": "passed"}}, "failed"),
+    ):
+        assert results.settle(raw, kernel, before)["6.1"]["x::a"].startswith(verdict)
+
+
 def test_merge_keeps_other_kernels_and_drops_what_a_whole_run_no_longer_has(tmp_path: Path) -> None:
     """A narrowed run adds to the file, a whole one replaces its kernels."""
     path = tmp_path / "build" / "vm.json"
@@ -387,9 +421,9 @@ def test_page_has_a_row_for_each_group_and_every_failure_in_words() -> None:
         "5.10": {"tests/kernel/test_maps.py::a": "failed: the verifier\nsaid no"},
     }
     told = {"5.10": {"release": "5.10.0-46", "config": {"CONFIG_FPROBE": ""}, "deaths_before_tests": ["panic"]}}
-    page = results.table(settled, {"x::b": "hook/kprobe"}, told, "make vm")
+    page = results.table(settled, {"x::b": "hook/kprobe hook/kretprobe"}, told, "make vm")
     assert "| | 5.10 | 6.12 |" in page
-    assert "## Hook\n\n| | 5.10 | 6.12 |\n|---|---|---|\n| kprobe | – | yes |" in page
+    assert "## Hook\n\n| | 5.10 | 6.12 |\n|---|---|---|\n| kprobe | – | yes |\n| kretprobe | – | yes |" in page
     assert "| maps | **1 of 1 failed** | yes |" in page
     assert "- 5.10: `tests/kernel/test_maps.py::a`: the verifier said no" in page
     assert "| guests lost before their tests, and booted again | 1 | 0 |" in page

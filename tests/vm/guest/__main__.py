@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import json
 import os
 import platform
@@ -11,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.vm.guest import channel
+from tests.vm.kernels import parse_config
 
-EVENTS = "/dev/ttyS1"
 ORDERS = Path("/dev/vdd")
 
 #: Settings the matrix's table shows, or a skip may rest on, beside those a test names.
@@ -33,11 +35,20 @@ def text_of(path: str) -> str:
         return ""
 
 
+def config_text(release: str) -> str:
+    """The configuration a kernel was built with, from where distributions and the kernel itself keep it."""
+    for place in (f"/usr/lib/modules/{release}/config", f"/boot/config-{release}"):
+        if text := text_of(place):
+            return text
+    with contextlib.suppress(OSError):
+        return gzip.decompress(Path("/proc/config.gz").read_bytes()).decode()
+    return ""
+
+
 def facts() -> dict[str, Any]:
     """What the harness writes at the head of this kernel's results."""
     release = platform.release()
-    config = text_of(f"/usr/lib/modules/{release}/config")
-    on = {line.partition("=")[0]: line.partition("=")[2] for line in config.splitlines() if "=" in line}
+    on = parse_config(config_text(release))
     lockdown = text_of("/sys/kernel/security/lockdown")
     return {
         "release": release,
@@ -55,7 +66,7 @@ def facts() -> dict[str, Any]:
 
 def main() -> int:
     """Carry out the orders; the status is pytest's."""
-    os.environ[channel.VARIABLE] = EVENTS
+    os.environ[channel.VARIABLE] = channel.GUEST_LINE
     # Where feature probes look for a kernel's configuration.
     release = platform.release()
     boot = Path(f"/boot/config-{release}")
