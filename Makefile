@@ -38,6 +38,14 @@ bench: set-up-test ## Measure; prints the table and writes build/bench.json
 vm: set-up-test $(STAMPS)/system-vm ## Boot the kernels, run the kernel tests in each; writes docs/kernels.md
 	@packaging/setup/as-root $(BIN)/python -m tests.vm
 
+.PHONY: vm-hooks
+vm-hooks: set-up-test $(STAMPS)/system-vm ## Boot one kernel that has kprobes, trampolines and LSM, and prove hooks, refusals and images there
+	@packaging/setup/as-root $(BIN)/python -m tests.vm --kernel 6.1 $(addprefix --select tests/,$(HOOK_CASES))
+
+HOOK_CASES := kernel/test_hooks.py kernel/test_refused_hooks.py kernel/test_refusals.py kernel/test_load.py \
+	kernel/test_choices.py kernel/test_doctor.py kernel/test_catalog.py kernel/test_catalog_tasks.py \
+	kernel/test_catalog_tcp.py kernel/test_catalog_nfs.py kernel/test_map_kinds.py kernel/test_types.py vm/cases
+
 .PHONY: vm-install
 vm-install: set-up-test $(STAMPS)/system-vm ## Install the Debian package on Debian 12 and 13, upgrade, crash, purge; writes docs/install.md
 	@packaging/setup/as-root $(BIN)/python -m tests.vm.install
