@@ -96,7 +96,8 @@ def draw(axes: Axes, name: str, panel: Mapping[str, Any], lines: Sequence[tuple[
     axes.yaxis.set_major_formatter(EngFormatter(unit=UNITS.get(unit, ""), sep=""))
     top = max((value for _, points in lines for _, value in points), default=1.0)
     axes.set_ylim(bottom=0, top=top * 1.4 or 1.0)  # room for the legend
-    axes.legend(loc="upper left", fontsize=6, frameon=False, labelcolor=INK, ncols=2)
+    if any(legend for legend, _ in lines):
+        axes.legend(loc="upper left", fontsize=6, frameon=False, labelcolor=INK, ncols=2)
     axes.set_facecolor(PAPER)
     axes.grid(color=GRID, linewidth=0.5)
     axes.tick_params(colors=INK, labelsize=6, length=0)
@@ -106,7 +107,7 @@ def draw(axes: Axes, name: str, panel: Mapping[str, Any], lines: Sequence[tuple[
 
 def main() -> None:
     """Run everything, ask, draw."""
-    mpl.rcParams["svg.hashsalt"] = "skep"
+    mpl.rcParams |= {"svg.hashsalt": "skep", "svg.fonttype": "none", "font.family": "sans-serif"}
     with tempfile.TemporaryDirectory(prefix="skep-picture-") as text, contextlib.ExitStack() as stack:
         directory = Path(text)
         build_catalog(ROOT / "configs" / "catalog", directory / "catalog", say=lambda _: None)
