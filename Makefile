@@ -28,7 +28,7 @@ check: set-up-test ## Format, lint, types, import contracts, fast tests: under a
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q -n 4 tests/unit tests/tables
+	$(BIN)/python -m pytest -q -n 4 -m "not slow" tests/unit tests/tables
 
 .PHONY: bench
 bench: set-up-test ## Measure; prints the table and writes build/bench.json

@@ -18,11 +18,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from exporter.cli.build import build_catalog
-from exporter.image import Store
 from tests.kernel.test_catalog import why_not_here
 from tests.support import workload
-from tests.support.dashboards import DIRECTORY, FILES, ROOT, Target, all_targets, families, read, substituted
+from tests.support.catalog import built_catalog
+from tests.support.dashboards import DIRECTORY, FILES, Target, all_targets, families, read, substituted
 from tests.support.otlp_receiver import Answer, OtlpReceiver
 from tests.support.prometheus import Prometheus, available, running_prometheus
 from tests.support.promql import selectors
@@ -61,8 +60,7 @@ class Live:
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """The catalog, and beside it what makes every counter of trouble count; twelve seconds of work."""
     directory = tmp_path_factory.mktemp("live")
-    build_catalog(ROOT / "configs" / "catalog", directory / "catalog", say=lambda _: None)
-    names = [name for name in Store(directory / "catalog").names() if name not in NOT_HERE]
+    names = [name for name in built_catalog(directory).names() if name not in NOT_HERE]
     by_cgroup: dict[str, object] = {"globals": {"by_cgroup": True}}
     halved: dict[str, object] = {"enabled": True, "sample_one_in": 2}  # so that records are dropped too
     more: dict[str, dict[str, object]] = {

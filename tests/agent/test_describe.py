@@ -7,20 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from exporter.cli.build import build_catalog
 from exporter.image import Store, host_architecture, parse_reference
+from tests.support.catalog import built_catalog
 from tests.support.images import bpf_elf
 
-from .harness import ROOT, skep
+from .harness import skep
 from .objects import counting, write
 
 
 @pytest.fixture(scope="module")
 def catalog(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped images as an ordinary layout."""
-    layout = tmp_path_factory.mktemp("catalog") / "layout"
-    build_catalog(ROOT / "configs" / "catalog", layout, say=lambda _: None)
-    return layout
+    return built_catalog(tmp_path_factory.mktemp("catalog")).path
 
 
 def test_image_is_described_from_digest_to_label(catalog: Path) -> None:

@@ -26,10 +26,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from exporter.cli.build import build_catalog
-from exporter.image import Store
 from tests.agent.harness import running_agent
 from tests.agent.test_dashboards_live import NOT_HERE, working
+from tests.support.catalog import built_catalog
 from tests.support.dashboards import DIRECTORY, ROOT, panels, read, substituted
 from tests.support.prometheus import Prometheus, running_prometheus
 
@@ -110,8 +109,7 @@ def main() -> None:
     mpl.rcParams |= {"svg.hashsalt": "skep", "svg.fonttype": "none", "font.family": "sans-serif"}
     with tempfile.TemporaryDirectory(prefix="skep-picture-") as text, contextlib.ExitStack() as stack:
         directory = Path(text)
-        build_catalog(ROOT / "configs" / "catalog", directory / "catalog", say=lambda _: None)
-        names = [name for name in Store(directory / "catalog").names() if name not in NOT_HERE]
+        names = [name for name in built_catalog(directory).names() if name not in NOT_HERE]
         images = [{"name": name, "ref": f"oci:{directory}/catalog:{name}"} for name in names]
         agent = stack.enter_context(running_agent(directory, f"images: {json.dumps(images)}\n"))
         agent.wait(lambda page: all(page.state(name) == "running" for name in names))

@@ -19,7 +19,6 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from exporter.agent.program import Program, load, make_lookup, plan_bundle
-from exporter.cli.build import build_catalog
 from exporter.config import ImageConfig
 from exporter.export import prometheus
 from exporter.image import Store, parse_reference
@@ -28,7 +27,6 @@ from tests.kernel.test_catalog import (
     CONNECTIONS,
     ENDINGS,
     IMAGES,
-    ROOT,
     direct,
     needs_cgroup2,
     needs_loop,
@@ -36,6 +34,7 @@ from tests.kernel.test_catalog import (
     why_not_here,
 )
 from tests.support import workload
+from tests.support.catalog import built_catalog
 from tests.support.libbpf import can_load, loaded
 
 pytestmark = pytest.mark.skipif(not can_load(), reason="needs root and a kernel with BTF")
@@ -46,9 +45,7 @@ Sample = tuple[str, frozenset[tuple[str, str]]]
 @pytest.fixture(scope="module")
 def catalog(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """The catalog as an agent finds it."""
-    layout = tmp_path_factory.mktemp("exported") / "catalog"
-    build_catalog(ROOT / "configs" / "catalog", layout, say=lambda _: None)
-    return Store(layout)
+    return built_catalog(tmp_path_factory.mktemp("exported"))
 
 
 @contextmanager

@@ -29,6 +29,7 @@ def imported_names(source: str) -> set[str]:
     return names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("module", "home"), NATIVE_HOMES.items())
 def test_native_module_is_imported_only_by_the_package_it_is_installed_in(module: str, home: str) -> None:
     """Import-linter does not see extensions, so the syntax trees are asked."""
@@ -58,6 +59,7 @@ def test_every_package_opens_with_its_preface(package: str) -> None:
     assert "not" in preface, f"exporter.{package} does not say what it must not know"
 
 
+@pytest.mark.slow
 def test_threads_processes_and_signals_live_in_the_agent_alone() -> None:
     """``agent/`` owns threads and signals; the loader's child process belongs to ``kernel/``."""
     starters = {"threading.Thread", "signal.signal"}

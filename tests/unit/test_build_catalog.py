@@ -15,6 +15,7 @@ from exporter.config import ImageConfig
 from exporter.image import Bundle, Store, parse_reference
 from exporter.model import Kind
 from exporter.plan import Plan, make_plan
+from tests.support.catalog import built_catalog
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "configs" / "catalog"
@@ -26,9 +27,7 @@ NAMES = sorted(path.parent.name for path in SOURCES.glob("*/*.bpf.c"))
 @pytest.fixture(scope="module")
 def catalog(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """The whole catalog, built from its sources."""
-    layout = tmp_path_factory.mktemp("catalog") / "catalog"
-    assert build_catalog(SOURCES, layout, say=lambda _: None)
-    return Store(layout)
+    return built_catalog(tmp_path_factory.mktemp("catalog"))
 
 
 def bundle(catalog: Store, name: str, architecture: str = "amd64") -> Bundle:
@@ -160,6 +159,7 @@ def test_page_of_the_catalog_is_what_its_generator_makes(catalog: Store) -> None
     assert not {name for name, rows in measured.items() if not {program for program, _ in rows} <= programs[name]}
 
 
+@pytest.mark.slow
 def test_catalog_is_built_again_only_when_a_source_changed(tmp_path: Path) -> None:
     """A second run does nothing; a changed comment in the shared header builds all; a removed image goes."""
     sources, layout = tmp_path / "sources", tmp_path / "build" / "catalog"

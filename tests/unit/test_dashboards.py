@@ -16,10 +16,10 @@ import pytest
 import yaml
 
 from exporter.cli import main
-from exporter.cli.build import build_catalog
 from exporter.dashboard import Board, image_board, image_summary, render
 from exporter.dashboard.image import uid
 from exporter.image import Store
+from tests.support.catalog import built_catalog
 from tests.support.clang import compile_bpf
 from tests.support.dashboards import (
     DIRECTORY,
@@ -51,9 +51,7 @@ def generator() -> ModuleType:
 @pytest.fixture(scope="module")
 def catalog(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """The catalog, built from its sources."""
-    layout = tmp_path_factory.mktemp("catalog") / "catalog"
-    build_catalog(ROOT / "configs" / "catalog", layout, say=lambda _: None)
-    return Store(layout)
+    return built_catalog(tmp_path_factory.mktemp("catalog"))
 
 
 def panels_of(board: Board) -> dict[str, list[str]]:
@@ -64,6 +62,7 @@ def panels_of(board: Board) -> dict[str, list[str]]:
 # -- the committed files ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_committed_dashboards_are_what_the_generator_writes(generator: ModuleType, catalog: Store) -> None:
     """After a change of an image or a rule: python packaging/generate/dashboards.py."""
     made = generator.generate(catalog)
@@ -337,6 +336,7 @@ def test_without_the_extra_the_verb_says_what_to_install(
     assert "pip install 'skep[dashboards]'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_other_verbs_do_not_import_the_extra() -> None:
     """Nor does the module of the verb itself before it runs."""
     code = (

@@ -126,6 +126,7 @@ def test_only_what_is_offered_is_chosen() -> None:
     assert accepted(PROMETHEUS_3, (OLD, NEW)).exposition is NEW
 
 
+@pytest.mark.slow
 @given(st.text(max_size=300) | st.from_regex(r'([a-z*]+/[a-z*]+(;[a-z]+=("[^"]*"|[0-9.]*))*,?)*', fullmatch=True))
 def test_whatever_the_header_there_is_an_answer(header: str) -> None:
     """Never an exception, always one of three types."""

@@ -997,6 +997,7 @@ def query(port: int, expression: str) -> list[dict[str, object]]:
     return []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed")
 def test_prometheus_scrapes_openmetrics_over_mutual_tls_with_a_password(
     tmp_path: Path, authority: Authority, pair: Pair

@@ -7,8 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from exporter.cli.build import build_catalog
-from exporter.image import Store
+from tests.support.catalog import built_catalog
 from tests.support.generators import load_generator
 
 ROOT = Path(__file__).parents[2]
@@ -20,11 +19,10 @@ def generator() -> ModuleType:
     return load_generator("reference")
 
 
+@pytest.mark.slow
 def test_committed_pages_are_what_the_generator_writes(generator: ModuleType, tmp_path: Path) -> None:
     """After a change of a key, a metric or an image: python packaging/generate/reference.py."""
-    layout = tmp_path / "catalog"
-    build_catalog(ROOT / "configs" / "catalog", layout, say=lambda _: None)
-    made = generator.generate(Store(layout))
+    made = generator.generate(built_catalog(tmp_path))
     differing = [name for name, text in made.items() if (ROOT / "docs" / name).read_text(encoding="utf-8") != text]
     assert not differing, "run packaging/generate/reference.py"
 
