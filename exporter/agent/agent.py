@@ -225,7 +225,7 @@ class Agent:
                 for done in waiting:
                     done.set()
         self._follow_cpus()
-        self._rates.sample(self._ledger.counts())
+        self._rates.sample(self._ledger.counts(), self._used())
         self._tell()
 
     def _follow_cpus(self) -> None:
@@ -270,7 +270,7 @@ class Agent:
         self._kept.keep_only({image.name for image in self.images})
         for left in kernel.sweep():
             log.info("removed a traffic filter that an agent left behind", interface=left.ifindex, way=left.direction)
-        self._rates.sample(self._ledger.counts())
+        self._rates.sample(self._ledger.counts(), self._used())
         self._outlets.start(self._first_outlets)
         self._spawn_bring_ups()
         self._parts.spawn(
@@ -554,7 +554,7 @@ class Agent:
 
     def document(self) -> Document:
         """What ``skep status`` shows."""
-        counts = self._ledger.counts()
+        counts, measured = self._ledger.counts(), self.runs_measured()
         return {
             "version": DOCUMENT_VERSION,
             "skep": VERSION,
@@ -571,12 +571,17 @@ class Agent:
                 for signal_name, each in self.otlp_accounts().items()
             },
             "lines": dict(self.line_counts()),
-            "images": [image.document(counts, self._rates) for image in self.images],
+            "images": [image.document(counts, self._rates, measured=measured) for image in self.images],
         }
 
     def image_statuses(self) -> Sequence[ImageStatus]:
         """Every image in the order of the configuration."""
         return [image.status() for image in self.images]
+
+    def _used(self) -> dict[tuple[str, str], kernel.ProgramUsage]:
+        """What every program has used, by image and name; nothing while the kernel does not measure."""
+        running = [(image.name, image.program) for image in self.images] if self.runs_measured() else []
+        return {(name, one): used for name, p in running if p is not None for one, used in p.usage.items()}
 
     def runs_measured(self) -> bool:
         """Whether the kernel counts runs of programs and their time."""

@@ -466,12 +466,16 @@ class Image:
             self._state, self._reason = state, reason
             self._around.changed()
 
-    def document(self, counts: Sequence[StreamCounts], rates: Rates) -> ImageDocument:
-        """What ``skep status`` shows of it."""
+    def document(self, counts: Sequence[StreamCounts], rates: Rates, *, measured: bool) -> ImageDocument:
+        """What ``skep status`` shows of it; with what its programs use, if the kernel measures that."""
         program, status = self.program, self.status()
         wait_s = self.due_s - time.monotonic()
         streams = program.streams if program is not None else ()
         enabled = {stream.name: stream.plan.enabled or stream.plan.metrics for stream in streams}
+        use = {
+            name: rates.of_program((self.name, name), used) if measured else (None, None)
+            for name, used in status.usage.items()
+        }
         return {
             "name": self.name,
             "ref": self.config.ref,
@@ -494,6 +498,8 @@ class Image:
                     "attached": one.attached,
                     "error": one.error,
                     "passed_over": one.passed_over,
+                    "runs_per_s": use.get(one.name, (None, None))[0],
+                    "cpu_ratio": use.get(one.name, (None, None))[1],
                 }
                 for one in (program.collection.programs if program is not None else ())
             ],
@@ -507,6 +513,8 @@ class Image:
                     "queued": one.queued,
                     "dropped": dict(one.dropped),
                     "received_per_s": rates.rate(one),
+                    "ring_lost": status.lost.get(one.stream),
+                    "ring_fill_max": status.ring_fill.get(one.stream, 0.0),
                 }
                 for one in counts
                 if one.image == self.name

@@ -16,11 +16,13 @@ import stat
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
 from exporter.errors import ExportError
+from exporter.kernel import ProgramUsage
 
 from .telemetry import StreamCounts
 
@@ -34,7 +36,8 @@ _RATE_WINDOW_S = 60.0
 class ProgramStatus(TypedDict):
     """One program: ``id`` is the kernel's, ``error`` says why it is not attached.
 
-    ``passed_over`` says why another alternative runs instead, which is no error.
+    ``passed_over`` says why another alternative runs instead, which is no error. ``runs_per_s`` and
+    ``cpu_ratio``, its share of one CPU, are over the last minute or less; None while the kernel does not measure (``telemetry.bpf_stats``).
     """
 
     name: str
@@ -42,10 +45,16 @@ class ProgramStatus(TypedDict):
     attached: bool
     error: str
     passed_over: str
+    runs_per_s: float | None
+    cpu_ratio: float | None
 
 
 class StreamStatus(TypedDict):
-    """One stream's account since the agent started, and its rate over the last minute or less."""
+    """One stream's account since the agent started, and its rate over the last minute or less.
+
+    ``ring_lost`` is what its program could not put into the full ring, None where nobody counts that;
+    ``ring_fill_max`` the highest share of the ring seen filled.
+    """
 
     name: str
     enabled: bool
@@ -55,6 +64,8 @@ class StreamStatus(TypedDict):
     queued: int
     dropped: dict[str, int]
     received_per_s: float
+    ring_lost: int | None
+    ring_fill_max: float
 
 
 class MapStatus(TypedDict):
@@ -105,20 +116,32 @@ class Document(TypedDict):
     images: list[ImageDocument]
 
 
+Key = tuple[str, str]
+"""An image, and a stream or a program of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    at_s: float
+    received: Mapping[Key, int]
+    used: Mapping[Key, ProgramUsage]
+
+
 class Rates:
-    """Events per second by stream, over about the last minute."""
+    """Events per second by stream and runs per second by program, over about the last minute."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._samples: deque[tuple[float, dict[tuple[str, str], int]]] = deque()
+        self._samples: deque[_Sample] = deque()
         self._lock = threading.Lock()
 
-    def sample(self, counts: Sequence[StreamCounts]) -> None:
-        """Remember how many were received by now."""
+    def sample(self, counts: Sequence[StreamCounts], used: Mapping[Key, ProgramUsage] | None = None) -> None:
+        """Remember how many were received by now, and what programs have used, as far as that is measured."""
         now_s = self._clock()
         with self._lock:
-            self._samples.append((now_s, {(one.image, one.stream): one.received for one in counts}))
-            while len(self._samples) > 1 and self._samples[1][0] <= now_s - _RATE_WINDOW_S:
+            received = {(one.image, one.stream): one.received for one in counts}
+            self._samples.append(_Sample(now_s, received, used or {}))
+            while len(self._samples) > 1 and self._samples[1].at_s <= now_s - _RATE_WINDOW_S:
                 self._samples.popleft()
 
     def rate(self, now: StreamCounts) -> float:
@@ -126,9 +149,22 @@ class Rates:
         with self._lock:
             if not self._samples:
                 return 0.0
-            then_s, received = self._samples[0]
-        passed_s = self._clock() - then_s
-        return max(0, now.received - received.get((now.image, now.stream), 0)) / passed_s if passed_s > 0 else 0.0
+            then = self._samples[0]
+        passed_s = self._clock() - then.at_s
+        return max(0, now.received - then.received.get((now.image, now.stream), 0)) / passed_s if passed_s > 0 else 0.0
+
+    def of_program(self, key: Key, now: ProgramUsage) -> tuple[float | None, float | None]:
+        """Runs per second and the share of one CPU since the oldest sample that has the program; None without one.
+
+        Unlike a stream's count, a program's does not begin with the agent: systemd may have kept it attached.
+        """
+        with self._lock:
+            then = next((sample for sample in self._samples if key in sample.used), None)
+        passed_s = self._clock() - then.at_s if then is not None else 0.0
+        if then is None or passed_s <= 0:
+            return None, None
+        before = then.used[key]
+        return max(0, now.runs - before.runs) / passed_s, max(0, now.time_ns - before.time_ns) / 1e9 / passed_s
 
 
 class StatusServer:

@@ -126,22 +126,31 @@ def _page(document: Document, *, detailed: bool) -> Iterator[str]:
             yield f"{image['name']}: {image['reason']}"
 
 
-_HEAD = ("IMAGE", "STATE", "FOR", "PROGRAMS", "SERIES", "EVENTS/S", "LOST", "VERSION", "DIGEST")
+_HEAD = ("IMAGE", "STATE", "FOR", "PROGRAMS", "CPU", "SERIES", "EVENTS/S", "LOST", "VERSION", "DIGEST")
+_WANTED = ("sample", "disabled", "no_receiver")
+"""Reasons of drops that the configuration asks for; the alert on lost events leaves out the same."""
 
 
 def _row(image: ImageDocument, now_s: float) -> tuple[str, ...]:
     programs, streams = image["programs"], image["streams"]
     programs = [program for program in programs if not program["passed_over"]]
     attached = sum(program["attached"] for program in programs)
-    gone = sum(stream["failed"] + sum(stream["dropped"].values()) for stream in streams)
+    shares = [program["cpu_ratio"] for program in programs if program["cpu_ratio"] is not None]
+    lost = sum(
+        stream["failed"]
+        + sum(count for reason, count in stream["dropped"].items() if reason not in _WANTED)
+        + (stream["ring_lost"] or 0)
+        for stream in streams
+    )
     return (
         image["name"],
         image["state"],
         _ago(now_s - image["since"]),
         f"{attached}/{len(programs)}" if programs else "-",
+        f"{sum(shares):.2%}" if shares else "-",
         str(image["series"]),
         f"{sum(stream['received_per_s'] for stream in streams):.1f}" if streams else "-",
-        str(gone) if streams else "-",
+        str(lost) if streams else "-",
         image["version"] or "-",
         image["digest"].removeprefix("sha256:")[:12] or "-",
     )
@@ -160,7 +169,9 @@ def _details(image: ImageDocument, now_s: float) -> Iterator[str]:
     for program in image["programs"]:
         told = program["error"] or f"not taken: {program['passed_over']}"
         state = f"attached, id {program['id']}" if program["attached"] else told
-        yield f"  program {program['name']}: {state}"
+        used = f", {program['runs_per_s']:.1f} runs/s" if program["runs_per_s"] is not None else ""
+        used += f", {program['cpu_ratio']:.3%} of a CPU" if program["cpu_ratio"] is not None else ""
+        yield f"  program {program['name']}: {state}{used}"
     for map_ in image["maps"]:
         yield f"  map {map_['name']}: {map_['entries']} of {map_['max_entries']} rows"
     for stream in image["streams"]:
@@ -168,7 +179,9 @@ def _details(image: ImageDocument, now_s: float) -> Iterator[str]:
         yield (
             f"  event {stream['name']}{'' if stream['enabled'] else ' (off)'}: {stream['received']} received, "
             f"{stream['received_per_s']:.1f}/s, {stream['exported']} exported, {stream['failed']} failed{dropped}, "
-            f"{stream['queued']} queued"
+            f"{stream['queued']} queued; "
+            f"{'unknown' if stream['ring_lost'] is None else stream['ring_lost']} lost in the ring, "
+            f"which was at most {stream['ring_fill_max']:.0%} full"
         )
 
 

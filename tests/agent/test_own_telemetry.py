@@ -41,6 +41,12 @@ def reload(agent: Agent, config: str) -> None:
 # ---- what programs cost ----
 
 
+def used_per_second(agent: Agent) -> tuple[float | None, float | None]:
+    """Runs of the program on_enter and its share of a CPU, as ``skep status`` says."""
+    [program] = [one for one in agent.status()["images"][0]["programs"] if one["name"] == "on_enter"]
+    return program["runs_per_s"], program["cpu_ratio"]
+
+
 def test_runs_and_their_time_go_on_over_an_upgrade(tmp_path: Path) -> None:
     """With telemetry.bpf_stats; without it they are not shown, and the kernel measures nothing for us."""
     stats = "telemetry: {bpf_stats: true}"
@@ -53,6 +59,11 @@ def test_runs_and_their_time_go_on_over_an_upgrade(tmp_path: Path) -> None:
         seconds = page.sum("skep_program_run_seconds_total", image="calls", program="on_enter")
         assert runs >= before + 5000
         assert runs * 1e-9 < seconds < 60
+        agent.wait(lambda _: used_per_second(agent)[0] is not None)
+        make_calls(1000)
+        rate, share = used_per_second(agent)
+        assert rate is not None and share is not None
+        assert (rate > 0, 0 < share < 1) == (True, True)
         reload(agent, f"images: [{image(tmp_path, ANOTHER)}]\n{stats}")
         agent.wait(lambda _: agent.lines("image switched to another version"))
         page = agent.scrape()
@@ -62,6 +73,7 @@ def test_runs_and_their_time_go_on_over_an_upgrade(tmp_path: Path) -> None:
             assert page.all("skep_program_recursion_misses_total", program="on_enter") == [0]
         reload(agent, f"images: [{image(tmp_path, ANOTHER)}]")
         assert agent.scrape().all("skep_program_runs_total") == []
+        assert used_per_second(agent) == (None, None)
         if probe().version >= (5, 12):
             assert agent.scrape().all("skep_program_recursion_misses_total", program="on_enter") == [0]
 

@@ -19,6 +19,7 @@ from exporter.agent.telemetry import StreamCounts
 from exporter.cli import main
 from exporter.cli.status import ask
 from exporter.errors import ExportError
+from exporter.kernel import ProgramUsage
 
 
 def document(**changes: object) -> Document:
@@ -27,10 +28,13 @@ def document(**changes: object) -> Document:
         "name": "dns", "ref": "registry.example/dns:1.4", "digest": "sha256:" + "ab" * 32, "version": "1.4",
         "format": "bumblebee", "state": "running", "reason": "", "since": 1e9, "counting_since": 1e9,
         "retry_in_s": None, "required": True, "series": 7, "series_limit": 100, "kept_over_restart": True,
-        "programs": [{"name": "on_packet", "id": 4, "attached": True, "error": "", "passed_over": ""},
-                     {"name": "on_call", "id": 0, "attached": False, "error": "no such function", "passed_over": ""}],
+        "programs": [{"name": "on_packet", "id": 4, "attached": True, "error": "", "passed_over": "",
+                      "runs_per_s": 1700.0, "cpu_ratio": 0.0012},
+                     {"name": "on_call", "id": 0, "attached": False, "error": "no such function", "passed_over": "",
+                      "runs_per_s": None, "cpu_ratio": None}],
         "streams": [{"name": "dns.query", "enabled": True, "received": 15, "exported": 1, "failed": 2, "queued": 4,
-                     "dropped": {"rate": 8}, "received_per_s": 1.25}],
+                     "dropped": {"rate": 8, "sample": 100, "disabled": 7, "no_receiver": 6}, "received_per_s": 1.25,
+                     "ring_lost": 5, "ring_fill_max": 0.25}],
         "maps": [{"name": "queries", "entries": 5, "max_entries": 1024}],
     }  # fmt: skip
     failed = running | {
@@ -121,7 +125,8 @@ def test_page_has_a_line_for_each_image(path: Path, capsys: pytest.CaptureFixtur
     assert lines[0].endswith(", ready; 1 of 2 images run")
     assert lines[1:3] == ["otlp logs: 3 accepted, 0 failed", "json lines: 0 dropped, 4 written"]
     [dns] = [line.split() for line in lines if line.startswith("dns ")]
-    assert [dns[1], *dns[3:]] == ["running", "1/2", "7", "1.2", "10", "1.4", "ab" * 6]
+    # Lost: refused or undecodable, above the limit, and in the full ring; not what the configuration leaves out.
+    assert [dns[1], *dns[3:]] == ["running", "1/2", "0.12%", "7", "1.2", "15", "1.4", "ab" * 6]
     assert "disk: registry is down" in lines
 
 
@@ -129,9 +134,11 @@ def test_details_of_one_image(path: Path, capsys: pytest.CaptureFixture[str]) ->
     """Programs with their errors, maps and events; status 0, as this one runs."""
     assert run(path, "dns") == 0
     out = capsys.readouterr().out
-    assert "\n  program on_packet: attached, id 4\n  program on_call: no such function\n" in out
+    assert "\n  program on_packet: attached, id 4, 1700.0 runs/s, 0.120% of a CPU\n" in out
+    assert "\n  program on_call: no such function\n" in out
     assert "\n  map queries: 5 of 1024 rows\n" in out
-    assert "15 received, 1.2/s, 1 exported, 2 failed, 8 dropped (rate), 4 queued\n" in out
+    assert "15 received, 1.2/s, 1 exported, 2 failed, 7 dropped (disabled), " in out
+    assert ", 8 dropped (rate), 100 dropped (sample), 4 queued; 5 lost in the ring, which was at most 25% full\n" in out
     assert "disk" not in out
 
 
@@ -216,6 +223,25 @@ def test_rate_is_over_the_last_minute() -> None:
         rates.sample([counts(second)])
     now_s = 200
     assert rates.rate(counts(200)) == 1
+
+
+def test_what_programs_use_is_over_the_last_minute() -> None:
+    """And begins when it was first seen: systemd may have kept it attached before this agent was there."""
+    now_s = 0.0
+    rates = Rates(lambda: now_s)
+    key = ("dns", "on_packet")
+    rates.sample([])
+    assert rates.of_program(key, ProgramUsage(7_000_000, 9)) == (None, None)
+    now_s = 10
+    rates.sample([], {key: ProgramUsage(7_000_000, 10**9)})
+    assert rates.of_program(key, ProgramUsage(7_000_000, 10**9)) == (None, None)
+    now_s = 20
+    assert rates.of_program(key, ProgramUsage(7_000_500, 10**9 + 10**8)) == (50, 0.01)
+    for second in range(20, 200, 10):
+        now_s = second
+        rates.sample([], {key: ProgramUsage(8_000_000 + second, 10**9)})
+    now_s = 200
+    assert rates.of_program(key, ProgramUsage(8_000_200, 10**9)) == (1, 0)
 
 
 def test_part_that_does_not_move_is_found() -> None:
