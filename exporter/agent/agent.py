@@ -410,14 +410,13 @@ class Agent:
         self._finish_retiring(image)
 
     def _finish_retiring(self, image: Image) -> None:
-        image.stop()
+        image.retire()
         with self._claims:
             self._plans.pop(image.name, None)
         with self._due:
             self._retired.remove(image)
             self._busy.discard(image.name)
             self._due.notify_all()
-        log.info("image stopped, it is no longer configured", image=image.name)
 
     # ---- images ----
 

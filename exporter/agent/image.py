@@ -123,7 +123,7 @@ class Image:
         except SkepError as error:
             self._fail(error)
         except Exception as error:  # a bug of ours is this image's failure, not the agent's
-            log.bug("bringing up an image failed", image=self.name)
+            self._tell(log.bug, "bringing up an image failed")
             self._fail(SkepError(f"internal error: {error!r}; please report it with the traceback in the log"))
         else:
             self._settle(pull_error)
@@ -144,11 +144,22 @@ class Image:
         around, config = self._around, self.config
         self._progress("pulling")
         reference = parse_reference(config.ref)
+        began_s = time.monotonic()
+        stages: list[str] = []
+
+        def stage(name: str) -> AbstractContextManager[object]:
+            stages.append(name)
+            return _stage(name)
 
         def get(pull: str) -> Bundle:
-            return fetch(
-                reference, store=around.store, registries=around.registries, pull=pull, stop=around.stop, stage=_stage
+            stages.clear()
+            bundle = fetch(
+                reference, store=around.store, registries=around.registries, pull=pull, stop=around.stop, stage=stage
             )
+            if "pull" in stages:  # and not only found in the store
+                took_s = round(time.monotonic() - began_s, 3)
+                self._tell(log.info, "image pulled", bundle, version=bundle.version, took_s=took_s)
+            return bundle
 
         try:
             return get(config.pull), None
@@ -192,9 +203,9 @@ class Image:
         for note in plan.notes:
             log.debug("note on the plan", image=self.name, note=note)
         for name, reason in program.passed_over.items():
-            log.info("alternative not taken", image=self.name, program=name, reason=reason)
+            self._tell(log.info, "alternative not taken", program=name, reason=reason)
         if not plan.tables and not plan.streams:
-            log.warn("image exports nothing", image=self.name, reason="; ".join(plan.notes))
+            self._tell(log.warn, "image exports nothing", reason="; ".join(plan.notes))
         self._read_error = ""
         if old is None:
             self.program = program
@@ -220,7 +231,7 @@ class Image:
         except BaseException:
             self._close(program)
             raise
-        log.info("programs went on while the agent was away", image=self.name, for_s=time.time() - start_ns / 1e9)
+        self._tell(log.info, "programs went on while the agent was away", for_s=time.time() - start_ns / 1e9)
         return program
 
     def _loaded(self, bundle: Bundle, plan: Plan, old: Program | None) -> Program:
@@ -257,7 +268,7 @@ class Image:
             again = self._load(old.bundle, old.plan, old.config, before=old)
             self._read_rings(again)
         except SkepError as error:
-            log.error("the version from before cannot be loaded again", image=self.name, reason=one_line(error))
+            self._tell(log.error, "the version from before cannot be loaded again", old.bundle, reason=one_line(error))
             self.stop()
         else:
             self._keep(again, Identity(self.name, str(old.bundle.object_digest), old.identity))
@@ -268,7 +279,7 @@ class Image:
         try:
             program.key = self._around.kept.put(identity, program.collection, program.start_ns)
         except SkepError as error:
-            log.warn("programs will not outlive a restart of the agent", image=self.name, reason=one_line(error))
+            self._tell(log.warn, "programs will not outlive a restart of the agent", reason=one_line(error))
 
     def _read_rings(self, program: Program) -> None:
         added = []
@@ -296,7 +307,7 @@ class Image:
             try:
                 carried = program.succeed(old)
             except Exception:  # a bug must not leave an image without a program; its series begin anew
-                log.bug("carrying counts over failed", image=self.name)
+                self._tell(log.bug, "carrying counts over failed")
             self.program = program
         for stream in old.streams:
             self._around.reader.remove(stream)
@@ -304,6 +315,7 @@ class Image:
         log.info(
             "image switched to another version",
             image=self.name,
+            ref=program.bundle.reference,
             from_digest=old.bundle.digest,
             to_digest=program.bundle.digest,
             tables_carried=carried,
@@ -333,12 +345,9 @@ class Image:
         self._enter(state, reason)
         count = self._repeats.count(state, reason) if reason else 1
         if count:
-            tell = log.warn if reason else log.info
-            tell(
+            self._tell(
+                log.warn if reason else log.info,
                 f"image {state}",
-                image=self.name,
-                ref=bundle.reference,
-                digest=bundle.digest,
                 version=bundle.version,
                 programs=sum(self.program.attached.values()),
                 reason=reason,
@@ -362,18 +371,17 @@ class Image:
         # A transport's message may differ from attempt to attempt; its code does not.
         count = self._repeats.count("failed", error.code if isinstance(error, ImageError) else reason)
         if count:
-            log.error(
+            self._tell(
+                log.error,
                 f"image {self.state}",
-                image=self.name,
-                ref=self.config.ref,
-                digest=self.digest,
+                self._bundle,
                 reason=reason,
                 code=error.code,
                 times=count if count > 1 else None,
                 retry_in_s=round(wait_s, 1),
             )
             if isinstance(error, KernelError) and error.log:
-                log.info("last lines of the kernel's log", image=self.name, log=error.log)
+                self._tell(log.info, "last lines of the kernel's log", self._bundle, log=error.log)
 
     def _retry(self) -> float:
         """Plan the next attempt: full jitter, so that a fleet does not knock at once."""
@@ -412,13 +420,13 @@ class Image:
             error = f"internal error: {unexpected!r}"
             program.give_up_read(arrived_s, error)
             if self._repeats.count("read", error):
-                log.bug("reading an image's maps failed", image=self.name)
+                self._tell(log.bug, "reading an image's maps failed")
         if not in_time and not error:
             return False
         if error and self._repeats.count("unreadable", error):
-            log.error("maps cannot be read", image=self.name, reason=error)
+            self._tell(log.error, "maps cannot be read", reason=error)
         elif not error and self._repeats.clear("unreadable"):
-            log.info("maps can be read again", image=self.name)
+            self._tell(log.info, "maps can be read again")
         if error != self._read_error:
             self._read_error = error
             self._around.changed()
@@ -434,12 +442,25 @@ class Image:
         except KernelError as error:
             changed = True
             if self._repeats.count("cpus", str(error)):
-                log.error("a CPU that came online is not sampled", image=self.name, reason=error)
+                self._tell(log.error, "a CPU that came online is not sampled", reason=error)
         if changed:
-            log.info("sampling follows the CPUs", image=self.name, cpus=len(online))
+            self._tell(log.info, "sampling follows the CPUs", cpus=len(online))
             self._around.kept.drop(program.key)
             program.key = ""
             self._keep(program, Identity(self.name, str(program.bundle.object_digest), program.identity))
+
+    def _tell(self, tell: Callable[..., None], message: str, bundle: Bundle | None = None, **fields: object) -> None:
+        """Log something of its life, with what it is: of ``bundle``; or of what runs, or was to run last."""
+        program = self.program
+        bundle = bundle or (program.bundle if program is not None else self._bundle)
+        digest = bundle.digest if bundle is not None else None
+        tell(message, image=self.name, ref=self.config.ref, digest=digest, **fields)
+
+    def retire(self) -> None:
+        """Stop it for good, as it is no longer configured."""
+        bundle = self.program.bundle if self.program is not None else None
+        self.stop()
+        self._tell(log.info, "image stopped, it is no longer configured", bundle)
 
     def stop(self, *, leave: bool = False) -> None:
         """Detach it; with ``leave`` what systemd holds stays attached and goes on counting."""

@@ -36,8 +36,9 @@ _RATE_WINDOW_S = 60.0
 class ProgramStatus(TypedDict):
     """One program: ``id`` is the kernel's, ``error`` says why it is not attached.
 
-    ``passed_over`` says why another alternative runs instead, which is no error. ``runs_per_s`` and
-    ``cpu_ratio``, its share of one CPU, are over the last minute or less; None while the kernel does not measure (``telemetry.bpf_stats``).
+    ``passed_over`` says why another alternative runs instead, which is no error. ``runs_per_s`` and ``cpu_ratio``,
+    its share of one CPU, are over the last minute or less; None while the kernel does not measure
+    (``telemetry.bpf_stats``).
     """
 
     name: str

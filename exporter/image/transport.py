@@ -59,6 +59,7 @@ _BACKOFF_MAX_S = 8.0
 _RETRY_AFTER_MAX_S = 30.0
 _SLICE_S = 0.2
 _OPEN_CIRCUIT_S = 5.0
+_REMEDY = "check the network and that the registry runs"
 _USER_AGENT = "skep"
 # urllib3 logs a malformed header with a traceback and goes on; whether it mattered shows in our own errors.
 logging.getLogger("urllib3.connection").setLevel(logging.ERROR)
@@ -191,7 +192,7 @@ class _Circuits:
         with self._lock:
             until, reason = self._open.get(origin, (0.0, ""))
         if time.monotonic() < until:
-            raise ImageError(f"{subject}: {reason} moments ago; trying again later", code="img.unreachable")
+            raise ImageError(f"{subject}: {reason} moments ago; {_REMEDY}", code="img.unreachable")
 
     def trip(self, origin: str, reason: str) -> None:
         with self._lock:
@@ -277,7 +278,7 @@ class Transport:
                     reason = f"registry {target.netloc!r} is unreachable: {_reason(cause)}"
                     circuits.trip(origin, reason)
                     raise ImageError(
-                        f"{self.subject}: {reason}; check the network and that the registry runs",
+                        f"{self.subject}: {reason}; {_REMEDY}",
                         code="img.unreachable",
                     ) from cause
                 self.deadline.sleep(pause)

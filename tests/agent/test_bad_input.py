@@ -152,6 +152,11 @@ def test_registry_that_is_down_is_asked_again(tmp_path: Path) -> None:
         )
         with running_agent(tmp_path, config) as agent:
             agent.wait_states(remote="running", calls="running", gone="failed", absent="failed")
+            [pulled] = agent.lines("image pulled")
+            [runs] = agent.lines("image running", image="remote")
+            assert (pulled["image"], pulled["ref"], pulled["digest"]) == ("remote", reference, runs["digest"])
+            for image in ("gone", "absent"):
+                assert agent.lines("image failed", image=image)[0]["ref"]
             registry.stop()
             make_calls(9)
             page = agent.wait(lambda page: page.sum("ebpf_remote_total") == page.sum("ebpf_calls_total") == 9)
@@ -160,6 +165,7 @@ def test_registry_that_is_down_is_asked_again(tmp_path: Path) -> None:
             assert page.sum("skep_image_pull_failures_total", image="remote") == 0
     with running_agent(tmp_path, config) as agent:
         agent.wait_states(remote="running", calls="running", gone="failed")
+        assert agent.lines("image pulled") == []
 
 
 @needs_registry

@@ -59,7 +59,10 @@ def test_images_come_and_go_and_the_others_go_on(tmp_path: Path) -> None:
         agent.wait_states(calls="running", others="running")
         make_calls(10)
         before = agent.programs()
+        digests = {one["name"]: one["digest"] for one in agent.status()["images"]}
         page = reload(agent, f"images: [{entry(tmp_path)}, {entry(tmp_path, 'more')}]")
+        [line] = agent.lines("image stopped, it is no longer configured", image="others")
+        assert (line["ref"], line["digest"]) == (str(tmp_path / "others.o"), digests["others"])
         assert page.all("skep_config_last_reload_successful") == [1]
         agent.wait_states(calls="running", more="running")
         make_calls(5)
@@ -150,6 +153,7 @@ def test_same_metrics_carry_their_counts_over_an_upgrade(tmp_path: Path) -> None
         assert page.all("ebpf_calls_total", parity="0") == [50 + 101]
         [line] = agent.lines("image switched to another version")
         assert (line["tables_carried"], line["tables_new"]) == (1, 0)
+        assert line["ref"] == str(tmp_path / "second.o")
         assert 0 < float(str(line["overlap_ms"])) < 5000
         [overlap_s] = page.all("skep_image_upgrade_overlap_seconds_total", image="calls")
         assert abs(overlap_s * 1000 - float(str(line["overlap_ms"]))) < 0.001
