@@ -280,9 +280,11 @@ class Agent:
             busy_s=lambda: time.monotonic() - self._reader.beat_s,
             limit_s=_STUCK_AFTER_S,
         )
-        self._parts.spawn("http", lambda _stop: self._server.serve_forever(), self._stop)
+        serve, served = self._server.serve_forever, self._server.busy_s
+        self._parts.spawn("http", lambda _stop: serve(), self._stop, busy_s=served, limit_s=_STUCK_AFTER_S)
         if self._status is not None:
-            self._parts.spawn("status", self._status.run, self._stop)
+            answered = self._status.busy_s
+            self._parts.spawn("status", self._status.run, self._stop, busy_s=answered, limit_s=_STUCK_AFTER_S)
         for url in self._server.urls:
             log.info("listening", url=url)
         for note in self._server.access.notes if self._server.access is not None else ():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import grp
 import json
+import math
 import os
 import selectors
 import socket
@@ -182,6 +183,7 @@ class StatusServer:
     def __init__(self, path: Path, document: Callable[[], Document]) -> None:
         self._path = path
         self._document = document
+        self._answering_since_s = math.inf
         self._wake, self._woken = os.pipe2(os.O_CLOEXEC)
         try:
             self._socket = _listen(path)
@@ -205,12 +207,20 @@ class StatusServer:
                     if key.fileobj is self._socket and not stop.is_set():
                         self._answer()
 
+    def busy_s(self) -> float:
+        """For how long it has been at one answer."""
+        return max(0.0, time.monotonic() - self._answering_since_s)
+
     def _answer(self) -> None:
-        with contextlib.suppress(OSError):
-            connection, _ = self._socket.accept()
-            with connection:
-                connection.settimeout(_SEND_TIMEOUT_S)
-                connection.sendall(json.dumps(self._document(), ensure_ascii=False).encode() + b"\n")
+        self._answering_since_s = time.monotonic()
+        try:
+            with contextlib.suppress(OSError):
+                connection, _ = self._socket.accept()
+                with connection:
+                    connection.settimeout(_SEND_TIMEOUT_S)
+                    connection.sendall(json.dumps(self._document(), ensure_ascii=False).encode() + b"\n")
+        finally:
+            self._answering_since_s = math.inf
 
     def wake(self) -> None:
         """Have :meth:`run` look at its ``stop``."""

@@ -21,6 +21,7 @@ import html
 import http.server
 import io
 import logging
+import math
 import os
 import selectors
 import socket
@@ -133,7 +134,7 @@ class _Gate:
     def __init__(self, max_requests: int) -> None:
         self._lock = threading.Condition()
         self._max_requests = max_requests
-        self._scrapes = 0
+        self._scrapes: dict[object, float] = {}  # those being made, and since when
         self._sending_bytes = 0
         self._active = 0
         self._answered: dict[int, int] = {HTTPStatus.OK: 0}
@@ -183,13 +184,15 @@ class _Gate:
     def scrape(self) -> Iterator[bool]:
         """Hold a place while a scrape is made; False if all are taken."""
         with self._lock:
-            admitted = not self._max_requests or self._scrapes < self._max_requests
-            self._scrapes += admitted
+            admitted = not self._max_requests or len(self._scrapes) < self._max_requests
+            key = object()
+            if admitted:
+                self._scrapes[key] = time.monotonic()
         try:
             yield admitted
         finally:
             with self._lock:
-                self._scrapes -= admitted
+                self._scrapes.pop(key, None)
 
     def answered(self, status: HTTPStatus) -> None:
         """Count a scrape that has its answer."""
@@ -199,7 +202,12 @@ class _Gate:
     def scrapes(self) -> tuple[dict[int, int], int]:
         """Scrapes answered so far by status, and those being made."""
         with self._lock:
-            return {int(status): count for status, count in self._answered.items()}, self._scrapes
+            return {int(status): count for status, count in self._answered.items()}, len(self._scrapes)
+
+    def oldest_scrape_s(self) -> float:
+        """When the scrape that has been made for longest began; inf if there is none."""
+        with self._lock:
+            return min(self._scrapes.values(), default=math.inf)
 
     @contextmanager
     def sending(self, size: int) -> Iterator[bool]:
@@ -527,6 +535,7 @@ class MetricsServer:
         self._stopped = threading.Event()
         self._state = threading.Lock()
         self._serving = False
+        self._accepting_since_s = math.inf
         self._listeners: list[_Listener] = []
         try:
             if descriptors is not None:
@@ -568,7 +577,7 @@ class MetricsServer:
                 while not self.gate.closing:
                     for key, _ in selector.select():
                         if key.data is not None:
-                            key.data.handle_request()
+                            self._accept(key.data)
         finally:
             self._stopped.set()
 
@@ -591,6 +600,17 @@ class MetricsServer:
     def scrapes(self) -> tuple[Mapping[int, int], int]:
         """Scrapes answered so far by HTTP status, and those being made."""
         return self.gate.scrapes()
+
+    def _accept(self, listener: _Listener) -> None:
+        self._accepting_since_s = time.monotonic()
+        try:
+            listener.handle_request()
+        finally:
+            self._accepting_since_s = math.inf
+
+    def busy_s(self) -> float:
+        """For how long it has been at one thing: taking a connection, or making a scrape; sending is not counted."""
+        return max(0.0, time.monotonic() - min(self._accepting_since_s, self.gate.oldest_scrape_s()))
 
     def told_refused(self, client: str, reason: str) -> None:
         """Pass on that a connection ended before it could ask."""

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,34 @@ def test_client_that_does_not_read_holds_nobody_up(path: Path) -> None:
             with contextlib.suppress(OSError):  # it was answered already
                 one.sendall(b"GET / HTTP/1.1\r\n\r\n" * number)
         assert ask(path) == document()
+
+
+def test_answer_that_never_comes_is_seen(tmp_path: Path) -> None:
+    """For the watchdog."""
+    begun, go_on, stop = threading.Event(), threading.Event(), threading.Event()
+
+    def slow() -> Document:
+        begun.set()
+        assert go_on.wait(10)
+        return document()
+
+    server = StatusServer(tmp_path / "s", slow)
+    thread = threading.Thread(target=server.run, args=(stop,))
+    thread.start()
+    assert server.busy_s() == 0
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(tmp_path / "s"))
+        assert begun.wait(5)
+        time.sleep(0.3)
+        assert 0.3 <= server.busy_s() < 5
+        go_on.set()
+        while client.recv(1 << 16):
+            pass
+    stop.set()
+    server.wake()
+    thread.join()
+    assert server.busy_s() == 0
+    server.close()
 
 
 def test_socket_of_a_living_agent_is_not_taken(path: Path) -> None:

@@ -344,6 +344,26 @@ def test_scrapes_beyond_the_limit_are_turned_away() -> None:
         assert ask(serving)[0].status == 200
 
 
+def test_scrape_that_never_ends_is_seen_and_a_client_that_does_not_read_is_not() -> None:
+    """For the watchdog: what hangs in here is our fault, what hangs out there is not."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def metrics(_: Scrape) -> bytes:
+        begun.set()
+        assert go_on.wait(10)
+        return TEXT * 10_000
+
+    with running(Handlers(metrics=metrics)) as serving:
+        assert serving.busy_s() == 0
+        with raw(serving, b"GET /metrics HTTP/1.1\r\n\r\n") as client:
+            assert begun.wait(5)
+            time.sleep(0.3)
+            assert 0.3 <= serving.busy_s() < 5
+            go_on.set()
+            assert client.recv(15) == b"HTTP/1.1 200 OK"
+            assert serving.busy_s() == 0
+
+
 def test_longest_silent_connection_gives_way_to_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many connect and say nothing, the next scrape is answered; connections stay bounded."""
     monkeypatch.setattr(module, "_CONNECTIONS_LIMIT", 3)
