@@ -621,7 +621,7 @@ class MetricsServer:
         """Answer a GET; never raises: a fault of a handler is logged and is a 500."""
         try:
             url = urlsplit(target)
-            asked = parse_qs(url.query, max_num_fields=1000)
+            asked = parse_qs(url.query, keep_blank_values=True, max_num_fields=1000)
         except ValueError:
             return Answer(HTTPStatus.BAD_REQUEST, b"not a URL\n")
         try:

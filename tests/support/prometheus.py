@@ -60,13 +60,20 @@ class Prometheus:
 
 @contextlib.contextmanager
 def running_prometheus(
-    directory: Path, targets: Mapping[str, str], *, rules: Path | None = None
+    directory: Path,
+    targets: Mapping[str, str],
+    *,
+    rules: Path | None = None,
+    settings: Mapping[str, Mapping[str, object]] | None = None,
 ) -> Iterator[Prometheus]:
-    """Run a Prometheus that scrapes targets (job to address) and itself, and evaluates rules, every second."""
+    """Run a Prometheus that scrapes targets (job to address) and itself, and evaluates rules, every second.
+
+    ``settings`` are more keys of a job's ``scrape_config``.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     address = f"127.0.0.1:{free_port()}"
     jobs = [
-        {"job_name": job, "static_configs": [{"targets": [target]}]}
+        {"job_name": job, "static_configs": [{"targets": [target]}], **(settings or {}).get(job, {})}
         for job, target in {**targets, "prometheus": address}.items()
     ]
     config = {"global": {"scrape_interval": "1s", "evaluation_interval": "1s"}, "scrape_configs": jobs}

@@ -50,6 +50,7 @@ class ServiceManager:
     Args:
         limit: ``FileDescriptorStoreMax=``.
         tells_limit: Whether it sets ``$FDSTORE``, as systemd does from version 254 on.
+        sockets: Of its socket unit; passed before what is stored, under the unit's name.
 
     Attributes:
         messages: Every message, as lists of lines.
@@ -57,7 +58,9 @@ class ServiceManager:
         refused: How many were closed as they were beyond the limit.
     """
 
-    def __init__(self, path: Path, *, limit: int = 512, tells_limit: bool = True) -> None:
+    def __init__(
+        self, path: Path, *, limit: int = 512, tells_limit: bool = True, sockets: Sequence[socket.socket] = ()
+    ) -> None:
         self.path = path
         self.limit = limit
         self.messages: list[list[str]] = []
@@ -65,6 +68,7 @@ class ServiceManager:
         self.refused = 0
         self.main_pid = 0
         self._tells_limit = tells_limit
+        self._sockets = sockets
         self._stored: list[tuple[str, int]] = []
         self._lock = threading.Lock()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -90,7 +94,7 @@ class ServiceManager:
     def environment(self) -> dict[str, str]:
         """What the service finds in its environment."""
         with self._lock:
-            names = [name for name, _ in self._stored]
+            names = ["skep.socket"] * len(self._sockets) + [name for name, _ in self._stored]
         told = {"NOTIFY_SOCKET": str(self.path)}
         if self._tells_limit and self.limit:
             told["FDSTORE"] = str(self.limit)
@@ -102,7 +106,7 @@ class ServiceManager:
     def descriptors(self) -> list[int]:
         """What the service is started with, from descriptor 3 on."""
         with self._lock:
-            return [fd for _, fd in self._stored]
+            return [*(one.fileno() for one in self._sockets), *(fd for _, fd in self._stored)]
 
     @staticmethod
     def launcher(executable: str, descriptors: Sequence[int]) -> tuple[str, ...]:

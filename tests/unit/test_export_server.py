@@ -181,7 +181,8 @@ def test_filter_that_cannot_be_is_a_bad_request() -> None:
     with running(Handlers(metrics=metrics)) as serving:
         both = ask(serving, "/metrics?collect[]=a&exclude[]=b")
         unknown = ask(serving, "/metrics?collect[]=a")
-    assert (both[0].status, unknown[0].status) == (400, 400)
+        empty = ask(serving, "/metrics?collect[]=")
+    assert (both[0].status, unknown[0].status, empty[0].status) == (400, 400, 400)
     assert unknown[1] == b"no image 'a'; there are: 'dns'\n"
 
 
