@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import ssl
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,7 @@ PID = os.getpid()
 CALLS = 20
 AWAY = "receiver is not available"
 REFUSED = "receiver refused items"
+OUTCOMES = ("accepted", "rejected", "failed")
 
 
 def config(directory: Path, endpoint: str, **otlp: object) -> str:
@@ -98,6 +102,47 @@ def test_exhausted_receiver_is_asked_again_only_if_it_says_when(
             assert page.sum("skep_events_failed_total") == CALLS - exported
             [line] = agent.lines(AWAY if exported else REFUSED, signal="logs")
             assert "quota" in str(line["reason"])
+
+
+def test_account_balances_in_every_scrape_while_much_happens(tmp_path: Path) -> None:
+    """Three scrapers, a moody receiver, a limit and a sample; in the end each record is where its receiver has it."""
+    moods = [Answer(), Answer(503, headers={"Retry-After": "0"}), Answer(rejected=3), Answer(400), Answer(reset=True)]
+    image = {"ref": str(write(tmp_path, "calls", counting("calls"))), "globals": {"tgid": PID}}
+    image |= {"events": {"ebpf.calls": {"sample_one_in": 7}}, "limits": {"events_per_s": 1000}}
+    with OtlpReceiver(moods * 20) as receiver:
+        otlp = {"endpoint": receiver.endpoint, "metrics": {"enabled": False}}
+        text = f"images: {json.dumps([image])}\notlp: {json.dumps(otlp)}\nevents: {{json: {{path: e.jsonl}}}}"
+        with running_agent(tmp_path, text) as agent, ThreadPoolExecutor(3) as scrapers:
+            agent.wait_states(calls="running")
+            done = threading.Event()
+
+            def scrape() -> int:
+                count = 0
+                while not done.is_set():
+                    agent.scrape()  # which asserts that it balances
+                    count += 1
+                return count
+
+            scraping = [scrapers.submit(scrape) for _ in range(3)]
+            try:
+                for _ in range(15):
+                    make_calls(10_000)
+                    time.sleep(0.2)
+                receiver.answer(Answer())
+                page = agent.wait(lambda page: page.sum("skep_events_queued") == 0)
+            finally:
+                done.set()
+            assert sum(one.result() for one in scraping) > 30
+            assert page.sum("ebpf_calls_total") == 150_000
+            for reason in ("sample", "rate"):
+                assert page.sum("skep_events_dropped_total", reason=reason) > 0, reason
+            exported, failed = (page.sum(f"skep_events_{end}_total") for end in ("exported", "failed"))
+            items = {end: page.sum("skep_otlp_items_total", signal="logs", outcome=end) for end in OUTCOMES}
+            assert items == {"accepted": exported, "rejected": failed, "failed": 0}
+            assert failed > 0
+            written = exported + failed
+            agent.wait(lambda page: page.sum("skep_json_events_total", outcome="written") == written)
+        assert len((tmp_path / "e.jsonl").read_text().splitlines()) == written
 
 
 def test_expired_certificate_of_a_receiver_is_told_and_waited_out(tmp_path: Path) -> None:
