@@ -59,8 +59,8 @@ enum direction {
 struct tcp_ends {
 	net_port remote_port SKEP_LABEL("network.peer.port");
 	host_port local_port SKEP_LABEL("network.local.port");
-	ipv6_addr local_address SKEP_LABEL("network.local.address");
-	ipv6_addr remote_address SKEP_LABEL("network.peer.address");
+	ipv6_addr local_address SKEP_LABEL_AS("network.local.address", "ip");
+	ipv6_addr remote_address SKEP_LABEL_AS("network.peer.address", "ip");
 };
 
 static __always_inline void tell_ends(struct tcp_ends *ends, const struct sock_common *sk)

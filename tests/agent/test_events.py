@@ -57,6 +57,8 @@ def test_event_that_is_enabled_is_made_and_one_that_is_not_is_not(tmp_path: Path
     told = lines(tmp_path / "on" / "e.jsonl")
     assert {line["event"] for line in told} == {name}
     assert any(line["attributes"]["new_state"] == "established" for line in told)  # type: ignore[index]
+    ours = [line["attributes"] for line in told if line["attributes"]["family"] == "ipv4"]  # type: ignore[index]
+    assert "127.0.0.1" in {one["network.peer.address"] for one in ours}
 
 
 def test_global_that_contradicts_an_event_is_refused(tmp_path: Path) -> None:
