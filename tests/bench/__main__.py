@@ -3,8 +3,8 @@
 Scrapes of 1,000, 10,000 and 100,000 series of three labels out of a real kernel map, beside
 what they cannot be cheaper than and what prometheus-client takes for the same rows, in both formats and
 compressed; points and events over OTLP beside the OpenTelemetry SDK; the time that each shipped program
-takes per event; memory of an idle agent. Every ratio is of two things measured in this
-run: medians of samples that took turns, each case in a process of its own.
+takes per event; look-ups and loading; memory of an idle agent; an author's first minute. Every ratio is of two
+things measured in this run: medians of samples that took turns, each case in a process of its own.
 
 The file is a list of ``{name, value, unit, against, ratio}``; ``against`` names another entry
 or is null, and so is the ratio then. Options pick parts: ``--sizes 1000 --no-programs``.
@@ -26,7 +26,7 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 
 from exporter.errors import KernelError
-from tests.bench import case, kernel_side, memory, programs, push, rows
+from tests.bench import case, first, kernel_side, memory, programs, push, rows
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build"
@@ -198,7 +198,9 @@ def events(seconds: float) -> list[Figure]:
 def idle() -> Iterator[Figure]:
     """Memory of all processes of an agent with ten images of which nothing is asked."""
     for title, protocol in (("scraped only", ""), ("OTLP over HTTP", "http/protobuf"), ("OTLP over gRPC", "grpc")):
-        size, processes = memory.measure(protocol)
+        size, processes, ready_s = memory.measure(protocol)
+        if not protocol:
+            yield Figure("start to ready with ten images", ready_s, "s")
         yield Figure(f"idle with ten images, {title}, {processes} processes", size / (1 << 20), "MiB PSS")
 
 
@@ -213,8 +215,13 @@ def measured(options: argparse.Namespace) -> Iterator[Figure]:
             yield Figure(*row)
     if options.programs:
         yield from events(options.seconds)
+    if options.kernel:
+        yield from kernel_side.figures(library)
     if options.memory:
         yield from idle()
+    if options.first:
+        for verb, seconds in zip(("init", "build", "run to the first series"), first.measure(), strict=True):
+            yield Figure(f"an author's first minute: {verb}", seconds, "s")
 
 
 def shown(figure: Figure) -> str:
@@ -249,6 +256,7 @@ def main() -> int:
     parser.add_argument("--points", type=int, nargs="*", default=[10_000, 100_000], help="of a push")
     parser.add_argument("--events", type=int, default=50_000, help="of a push")
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True, help="of an idle agent")
+    parser.add_argument("--first", action=argparse.BooleanOptionalAction, default=True, help="of an author")
     options = parser.parse_args()
     figures: list[Figure] = []
     for figure in measured(options):
