@@ -619,6 +619,11 @@ cdef class Map:
         if error:
             raise OSError(-error, f"setting a map's max_entries to {max_entries}")
 
+    def set_value_size(self, uint32_t size):
+        cdef int error = libbpf.bpf_map__set_value_size(self.handle, size)
+        if error:
+            raise OSError(-error, f"setting a map's value size to {size}")
+
     @property
     def flags(self):
         return libbpf.bpf_map__map_flags(self.handle)

@@ -76,7 +76,13 @@ def load(
             kernel.ProgramRequest(p.name, p.section, _attach(p.attach), p.alternative, p.rank) for p in plan.programs
         ),
         maps=tuple(
-            kernel.MapRequest(m.name, clear_value_size=m.clear_value_size, max_entries=m.max_entries, pin=m.pin)
+            kernel.MapRequest(
+                m.name,
+                clear_value_size=m.clear_value_size,
+                max_entries=m.max_entries,
+                pin=m.pin,
+                value_size=m.value_size,
+            )
             for m in plan.maps
         ),
         globals=tuple(kernel.GlobalRequest(g.section, g.offset, g.value, g.ksym) for g in plan.globals),
@@ -123,7 +129,8 @@ def _attach(config: AttachConfig | None) -> Mapping[str, object] | None:
     """Give only what was set: the kernel package refuses a key that does not fit the program."""
     if config is None:
         return None
-    return {field.name: getattr(config, field.name) for field in fields(config) if getattr(config, field.name)}
+    said = {field.name: getattr(config, field.name) for field in fields(config) if getattr(config, field.name)}
+    return {name: value for name, value in said.items() if name != "enabled"}
 
 
 @dataclass(slots=True)

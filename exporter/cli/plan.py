@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from exporter.cli import overrides
 from exporter.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", metavar="NAME", default="", help="which of its images; REF may then be left out")
     parser.add_argument("--architecture", metavar="ARCH", default="", help="instead of this machine's, such as arm64")
     parser.add_argument("--store", metavar="DIR", type=Path, help="where images are kept (default: this user's)")
+    overrides.add_arguments(parser)
 
 
 def _plan(args: argparse.Namespace) -> int:
@@ -81,7 +83,7 @@ def planned(args: argparse.Namespace, *, cpus: int = 0) -> Plan:
     from exporter.resources import catalog_dir
 
     config = load(config_files(args.config_file)) if args.config_file else AgentConfig()
-    image = _image(args, config)
+    image = overrides.configured(args, _image(args, config))
     reference = parse_reference(image.ref)
     bundle = fetch(
         reference,
@@ -91,6 +93,7 @@ def planned(args: argparse.Namespace, *, cpus: int = 0) -> Plan:
         architecture=args.architecture,
         catalog=catalog_dir() if reference.kind is ReferenceKind.CATALOG else None,
     )
+    bundle = overrides.described(args, bundle)
     return make_plan(
         read_object(bundle.object),
         config=image,
@@ -298,7 +301,7 @@ def _condition(condition: Condition) -> str:
 def _attach(attach: object) -> str:
     parts = []
     for name, value in _plain(attach).items():
-        if value:
+        if value and name != "enabled":
             parts.append(f"{name}={','.join(value) if isinstance(value, list) else value}")
     return " ".join(parts)
 

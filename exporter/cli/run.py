@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from exporter.cli import overrides
 from exporter.cli.filters import Filter, Filters, parse_filter
 from exporter.cli.progress import has_rich, transfer
 from exporter.errors import ConfigError, KernelError
@@ -68,6 +69,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         type=_global,
         help="set a `const volatile` global; repeatable",
     )
+    overrides.add_arguments(parser)
     parser.add_argument(
         "--pull",
         choices=("if-not-present", "always", "never"),
@@ -116,6 +118,7 @@ def _run(args: argparse.Namespace) -> int:
     from exporter.config import ImageConfig
     from exporter.image import Store, default_store_path, fetch, parse_reference
     from exporter.kernel import RingReader
+    from exporter.plan import LEFT_OPEN
 
     names = [name for name, _ in args.globals]
     for name in names:
@@ -129,15 +132,17 @@ def _run(args: argparse.Namespace) -> int:
         globals=dict(args.globals),
         btf=args.btf or "",
     )
+    config = overrides.configured(args, config)
     live = _wants_live(args)
     stop = _stop_on_signals()
     store = Store(args.store or default_store_path())
     with transfer("pull") as progress:
         bundle = fetch(reference, store=store, pull=args.pull, stop=stop, progress=progress)
+    bundle = overrides.described(args, bundle)
     plan = plan_bundle(bundle, config)
     filters = Filters(args.filters, plan)
-    if not plan.tables and not plan.streams:
-        for note in plan.notes:
+    for note in plan.notes:
+        if (not plan.tables and not plan.streams) or LEFT_OPEN in note:
             _say(note)
     program = load(bundle, plan, config, resolve=make_lookup().resolve)
     try:

@@ -127,6 +127,7 @@ ATTACH = Object(
             Int(-(1 << 31) + 1, (1 << 31) - 2),
             "Place among others: of a tc filter 1 to 65535, of netfilter lower first.",
         ),
+        "enabled": Key(Bool(), "Whether the program is loaded at all.", "true"),
     }
 )
 

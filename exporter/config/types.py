@@ -49,6 +49,9 @@ class AttachConfig:
     """Where one program attaches instead of where its section name says.
 
     Only the keys that fit the program's type may be set; empty means: as in the section.
+
+    Attributes:
+        enabled: False leaves the program out, as if the object did not have it.
     """
 
     target: str = ""
@@ -61,6 +64,7 @@ class AttachConfig:
     direction: str = ""
     family: str = ""
     priority: int = 0
+    enabled: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,7 @@ class MapChange(TypedDict):
     clear_value_size: bool
     max_entries: int
     pin: str
+    value_size: int
 
 
 class GlobalValue(TypedDict):

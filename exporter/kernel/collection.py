@@ -18,6 +18,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -49,6 +50,7 @@ _KILL_PATIENCE_S = 5.0
 _SAMPLE_DEADLINE_S = 10.0
 _ITERATOR_CHUNK = 64 << 10
 _TEXT_BYTES = 1 << 20
+_SHOWN_CAUSES, _SHOWN_NAMES = 3, 5
 _START_REMEDY = f"see that {sys.executable!r} is there and may be executed"
 _START_REMEDIES = {
     errno.EAGAIN: "raise TasksMax or LimitNPROC",
@@ -83,12 +85,14 @@ class MapRequest:
         clear_value_size: A ring buffer declared with a record type: the kernel wants sizes of 0.
         max_entries: 0 leaves it.
         pin: A path in the BPF file system under which it is shared: the map there is used, or this one put there.
+        value_size: 0 leaves it.
     """
 
     name: str
     clear_value_size: bool = False
     max_entries: int = 0
     pin: str = ""
+    value_size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,7 +316,7 @@ def load(request: LoadRequest) -> Collection:
         gone = {*refused, *again}
         may_go_on = request.partial or all(_replaceable(request, name, gone) for name in again)
         if not again or not may_go_on or len(gone) == len(sections):
-            raise next(iter((refused | errors).values()))
+            raise _none_runs(refused | errors)
         refused |= again
 
 
@@ -391,8 +395,41 @@ def _collect(
     if not any(program.attached for program in ordered) and (refused or errors):
         # Nothing runs: that is no part of a success.
         collection.close()
-        raise next(iter((dict(refused) | dict(errors)).values()))
+        raise _none_runs(dict(refused) | dict(errors))
     return collection
+
+
+def _none_runs(errors: Mapping[str, KernelError]) -> KernelError:
+    """One error for a load of which nothing is left: each cause once, with the programs that it stopped."""
+    causes: dict[tuple[str, str], list[str]] = {}
+    for name, error in errors.items():
+        causes.setdefault((error.code, _beginning(str(error), name)), []).append(name)
+    first = next(iter(errors.values()))
+    if len(errors) == 1:
+        return first
+    parts = []
+    for names in list(causes.values())[:_SHOWN_CAUSES]:
+        others = f" (and so {_listed(names[1:])})" if names[1:] else ""
+        parts.append(f"{errors[names[0]]}{others}")
+    if len(causes) > _SHOWN_CAUSES:
+        rest = [name for names in list(causes.values())[_SHOWN_CAUSES:] for name in names]
+        parts.append(f"and for other reasons {_listed(rest)}")
+    return KernelError("; ".join(parts), code=first.code, log=first.log)
+
+
+def _beginning(message: str, name: str) -> str:
+    """What tells causes of one code apart: a message without the program, its section and its target."""
+    return re.sub(r"'[^']*'", "''", _without(message, name))
+
+
+def _without(message: str, name: str) -> str:
+    return message.removeprefix(f"program {name!r}: ")
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:_SHOWN_NAMES])
+    more = len(names) - _SHOWN_NAMES
+    return shown if more <= 0 else f"{shown} and {more} more"
 
 
 def _explained(request: LoadRequest, failure: channel.Failure, log: str) -> KernelError:
@@ -402,7 +439,7 @@ def _explained(request: LoadRequest, failure: channel.Failure, log: str) -> Kern
 
 
 def _nameless(error: KernelError, name: str) -> str:
-    return str(error).removeprefix(f"program {name!r}: ")
+    return _without(str(error), name)
 
 
 def _ask_child(
@@ -433,6 +470,7 @@ def _ask_child(
                 "clear_value_size": map.clear_value_size,
                 "max_entries": map.max_entries,
                 "pin": map.pin,
+                "value_size": map.value_size,
             }
             for map in request.maps
         ],

@@ -42,7 +42,7 @@ _UPROBE_SECTIONS = ("uprobe", "uretprobe", "usdt")
 _TRACEFS_SECTIONS = ("tp", "tracepoint")
 _RAW_SECTIONS = ("raw_tp", "raw_tracepoint", "tp_btf")
 _PERF_SECTIONS = (*_KPROBE_SECTIONS, *_UPROBE_SECTIONS, *_TRACEFS_SECTIONS, "perf_event")
-_TRAMPOLINE_SECTIONS = ("fentry", "fexit", "fmod_ret", "lsm", "struct_ops", "freplace")
+_TRAMPOLINE_SECTIONS = ("fentry", "fexit", "fmod_ret", "lsm", "lsm_cgroup", "struct_ops", "freplace")
 _NETWORK_SECTIONS = (
     "xdp", "tc", "tcx", "classifier", "action", "netkit", "netfilter", "cgroup", "cgroup_skb", "sockops", "sk_msg",
     "sk_skb", "flow_dissector", "sk_lookup", "lwt_in", "lwt_out", "lwt_xmit",
@@ -259,6 +259,12 @@ def _explain_load(case: _Case) -> tuple[str, str]:
         what = "function" if match[1] == "func " else "symbol"
         message = f"object: kernel {what} {match[2]!r} is not in {case.kernel}; declare it __weak"
         return f"{message}, and ask bpf_ksym_exists() before its use", "elf.core_reloc"
+    if match := re.search(r"extern '([^']+)' \(strong\): not resolved", log):
+        message = f"object: extern {match[1]!r} is neither a symbol nor a setting of {case.kernel}; declare it __weak"
+        return f"{message}, and test its address before its use", "elf.core_reloc"
+    if match := re.search(r"failed to find the address for kernel symbol '([^']+)'", log):
+        message = f"{subject}: reads kernel symbol {match[1]!r}, which {case.kernel} has a type but no address for"
+        return f"{message}; declare it __weak, or build the kernel with CONFIG_KALLSYMS_ALL", "elf.core_reloc"
     if match := re.search(
         r"failed to resolve CO-RE relocation (?:<[a-z_]+> )?(?:\[\d+\] )?(.+?)(?: \(.*\))?$", log, re.M
     ):

@@ -249,6 +249,8 @@ def _prepare(
         for change in request["maps"]:
             if change["clear_value_size"]:
                 maps[change["name"]].clear_sizes()
+            if change["value_size"]:
+                maps[change["name"]].set_value_size(change["value_size"])
             if change["max_entries"]:
                 maps[change["name"]].set_max_entries(change["max_entries"])
         pins = {change["name"]: change["pin"] for change in request["maps"]}

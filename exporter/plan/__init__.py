@@ -26,10 +26,12 @@ from .plan import (
     ValueRule,
 )
 from .planner import make_plan
+from .sizes import LEFT_OPEN
 from .together import check_together
 
 __all__ = [
     "DECODERS",
+    "LEFT_OPEN",
     "Condition",
     "GlobalPlan",
     "HistogramRule",

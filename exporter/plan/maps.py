@@ -9,7 +9,7 @@ from exporter.bpf import Field, FieldKind, Layout, MapSpec, MapType, layout_of
 from exporter.bpf.btf import Array
 from exporter.model import Kind, prometheus_label
 
-from .context import BY_CGROUP, OF_MAPS, SOURCES, STORAGE, TABLES, MapContext, listed, map_type_name, why_no_table
+from .context import OF_MAPS, SOURCES, STORAGE, TABLES, MapContext, listed, map_type_name, why_no_table
 from .conventions import Tags, map_tags, member_tags
 from .labels import LabelReader
 from .metadata import LabelDeclaration, MetricDeclaration, MetricMetadata, over
@@ -98,9 +98,6 @@ class _MapPlanner:
         declared = over(self.document.metric, self.tags.metric)
         if self.map.spec.pinning:
             self.map.note("its object pins it by name below the BPF file system, shared with whoever uses that name")
-        sized = (*TABLES, MapType.RINGBUF, MapType.QUEUE, MapType.STACK)
-        if self.map.spec.max_entries == 0 and self.map.spec.type in sized and self.map.spec.type not in BY_CGROUP:
-            self.map.problem("map_type", "max_entries is 0, which the kernel refuses; add __uint(max_entries, …)")
         if self.map.spec.type in SOURCES:
             return plan_ring(self.map, self.prefix_kind, self.tags)
         explicit = "event" if event is not None else declared.kind

@@ -351,12 +351,13 @@ class ProgramPlan:
 
 @dataclass(frozen=True, slots=True)
 class MapPlan:
-    """What must be changed about a map before it is created."""
+    """What must be changed about a map before it is created; 0 and "" change nothing."""
 
     name: str
     clear_value_size: bool = False
     max_entries: int = 0
     pin: str = ""
+    value_size: int = 0
 
 
 @dataclass(frozen=True, slots=True)

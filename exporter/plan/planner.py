@@ -38,19 +38,19 @@ from .plan import (
     TablePlan,
 )
 from .programs import plan_programs
+from .sizes import size_maps
 from .streams import Tally
 from .together import exposed_names
 from .values import OTEL_NAME, Metric
 
+NOTHING_EXPORTED = (
+    "nothing is exported: no map has a kind; give one a tag, a name prefix such as counter_, or metadata, "
+    "metrics.MAP.kind (to try it: --kind MAP=counter)"
+)
 _PROMETHEUS_NAME = re.compile(r"[A-Za-z_:][A-Za-z0-9_:]{0,254}")
 _RESERVED = ("skep_", "process_", "python_", "scrape_")
 """Beginnings of the agent's own metrics and of Prometheus' about a scrape."""
 _LARGEST_SHOWN = 3
-_PAGE = 4096
-_UNSIZED = (
-    MapType.SK_STORAGE, MapType.INODE_STORAGE, MapType.TASK_STORAGE, MapType.CGRP_STORAGE, MapType.CGROUP_STORAGE,
-    MapType.PERCPU_CGROUP_STORAGE, MapType.STRUCT_OPS,
-)  # fmt: skip
 
 
 def make_plan(
@@ -76,14 +76,21 @@ def make_plan(
         problems += error.problems
     except PlanError as error:
         problems.append(error)
-    resized = resize_maps(spec, config, problems)
-    return _Planner(resized, config, document, problems).plan(version, possible_cpus)
+    notes: list[str] = []
+    sized = size_maps(spec, config, possible_cpus=possible_cpus, problems=problems, notes=notes)
+    return _Planner(spec, sized, config, document, problems, notes).plan(version, possible_cpus)
 
 
 @dataclass(slots=True)
 class _Planner:
-    """Makes one plan; ``problems`` and ``notes`` grow on the way."""
+    """Makes one plan; ``problems`` and ``notes`` grow on the way.
 
+    Attributes:
+        declared: The object as it is.
+        spec: The object with its maps as large as they will be made.
+    """
+
+    declared: ObjectSpec
     spec: ObjectSpec
     config: ImageConfig
     document: ImageMetadata
@@ -112,7 +119,7 @@ class _Planner:
         configured = self._configure(tables, constant_labels)
         streams = self._configure_streams(streams, configured, constant_labels)
         if not configured and not any(stream.enabled or stream.metrics for stream in streams) and not self.problems:
-            self.notes.append("nothing is exported: no map has a kind, from a tag, a name prefix or metadata")
+            self.notes.append(NOTHING_EXPORTED)
         plan = Plan(
             scope=Scope(self.config.name, version),
             tables=configured,
@@ -357,13 +364,20 @@ class _Planner:
         return switches
 
     def _map_plans(self) -> Iterable[MapPlan]:
-        """A ring's BTF value type describes its records; the kernel wants sizes of 0, or those of descriptors."""
-        for spec in self.spec.maps:
+        """What is not made as declared: sizes, and of a ring its value type, which describes its records."""
+        for spec, declared in zip(self.spec.maps, self.declared.maps, strict=True):
             perf = spec.type is MapType.PERF_EVENT_ARRAY and (spec.key_size, spec.value_size) != (4, 4)
             clear = perf or (spec.type in RINGS and bool(spec.value_size))
-            config = self.config.maps.get(spec.name, MapConfig())
-            if clear or config != MapConfig():
-                yield MapPlan(spec.name, clear_value_size=clear, max_entries=config.max_entries, pin=config.pin)
+            entries = self.config.maps.get(spec.name, MapConfig()).max_entries
+            made = MapPlan(
+                spec.name,
+                clear_value_size=clear,
+                value_size=spec.value_size if spec.value_size != declared.value_size else 0,
+                max_entries=entries or (spec.max_entries if spec.max_entries != declared.max_entries else 0),
+                pin=self.config.maps.get(spec.name, MapConfig()).pin,
+            )
+            if made != MapPlan(spec.name):
+                yield made
 
     def _memory(self, possible_cpus: int, streams: Iterable[StreamPlan]) -> int:
         sections: dict[str, int] = {}
@@ -384,27 +398,6 @@ class _Planner:
                 f"limits.map_memory is {mebibytes(limit)}; raise limits.map_memory",
             )
         return total
-
-
-def resize_maps(spec: ObjectSpec, config: ImageConfig, problems: list[SkepError]) -> ObjectSpec:
-    """The object with the configuration's ``max_entries``; what is wrong with ``maps`` is added to ``problems``."""
-    known = {entry.name: entry for entry in spec.maps}
-    resized = dict(known)
-    for name, change in config.maps.items():
-        where = f"image {config.name!r}: maps.{name}"
-        entry = known.get(name)
-        if entry is None:
-            problems.append(PlanError(f"{where}: no such map; it has {listed(known)}", code="plan.config"))
-        elif change.max_entries and entry.type in _UNSIZED:
-            kind = entry.type.name.lower()
-            text = f"{where}.max_entries has no meaning for a map of type {kind}; it grows with what it is about"
-            problems.append(PlanError(text, code="plan.config"))
-        elif change.max_entries and entry.type in RINGS and change.max_entries % _PAGE:
-            text = f"{where}.max_entries is {change.max_entries}; of a ring it is bytes, a multiple of {_PAGE}"
-            problems.append(PlanError(text, code="plan.config"))
-        elif change.max_entries:
-            resized[name] = replace(entry, max_entries=change.max_entries)
-    return replace(spec, maps=tuple(resized.values()))
 
 
 def _without_suffixes(name: str, metric: Metric) -> str:

@@ -44,6 +44,9 @@ def plan_programs(
     plans = []
     for program in spec.programs:
         attach = config.attach.get(program.name)
+        if attach is not None and not attach.enabled:
+            notes.append(f"program {program.name!r}: not loaded, as attach.{program.name}.enabled says")
+            continue
         if attach is not None:
             _check_attach(config.name, program, attach, problems)
         group, rank = _alternative(program, document.programs.get(program.name, ProgramDeclaration()), problems)
@@ -53,6 +56,9 @@ def plan_programs(
             )
             continue
         plans.append(ProgramPlan(program.name, program.section, attach, group, rank))
+    if names and not plans:
+        text = f"image {config.name!r}: none of its programs is to be loaded; name one under attach ({listed(names)})"
+        problems.append(PlanError(text, code="plan.programs"))
     _check_groups(plans, problems, notes)
     return tuple(plans)
 
@@ -62,7 +68,7 @@ def _check_attach(image: str, program: ProgramSpec, attach: AttachConfig, proble
     if hook is None:
         return  # a kind that only libbpf knows, which then says what it thinks of it
     default = AttachConfig()
-    for key in (part.name for part in fields(attach)):
+    for key in (part.name for part in fields(attach) if part.name != "enabled"):
         if getattr(attach, key) != getattr(default, key) and key not in hook.options:
             expected = f"expected {listed(sorted(hook.options))}" if hook.options else "it has no options"
             text = f"has no meaning for section {program.section!r}; {expected}"

@@ -94,6 +94,38 @@ SEC("raw_tp/sys_enter") int on_enter(void *context)
     return compile_bpf(_HELPERS + source, program=_LICENSE)
 
 
+@functools.cache
+def foreign() -> bytes:
+    """An object as tools carry it: no kinds, a size left open, two programs for one thing, a large map."""
+    source = """
+struct large { u64 filler[2048]; };
+MAP(scratch, HASH, 4096, u32, struct large);
+struct { __uint(type, HASH); __type(key, u32); __type(value, u64); } calls SEC(".maps");
+static int count(void)
+{
+    u32 cpu = 0;
+    u64 first = 1, *cell = bpf_map_lookup_elem(&calls, &cpu);
+    if (cell)
+        __sync_fetch_and_add(cell, 1);
+    else
+        bpf_map_update_elem(&calls, &cpu, &first, 0);
+    return 0;
+}
+SEC("raw_tp/sys_enter") int on_enter(void *context) { return count(); }
+SEC("raw_tp/sys_enter") int on_twice(void *context) { return count(); }
+"""
+    return compile_bpf(_HELPERS + source, program=_LICENSE)
+
+
+@functools.cache
+def nothing_attaches() -> bytes:
+    """Four programs, three of them without their tracepoint and one without an interface."""
+    programs = "".join(
+        f'SEC("raw_tp/skep_no_such_{name}") int on_{name}(void *context) {{ return 0; }}\n' for name in "abc"
+    )
+    return compile_bpf(programs + 'SEC("xdp") int on_packet(void *context) { return 2; }', program=_LICENSE)
+
+
 def write(directory: Path, name: str, content: bytes) -> Path:
     """Write ``name.o``."""
     directory.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,16 @@ import jsonschema
 import pytest
 
 from .harness import ROOT, SKEP, skep
-from .objects import MISSING_TRACEPOINT, counting, make_calls, only_missing_tracepoint, rejected_by_verifier, write
+from .objects import (
+    MISSING_TRACEPOINT,
+    counting,
+    foreign,
+    make_calls,
+    nothing_attaches,
+    only_missing_tracepoint,
+    rejected_by_verifier,
+    write,
+)
 
 
 def started(process: subprocess.Popen[str]) -> str:
@@ -71,6 +80,30 @@ def test_run_names_a_program_that_cannot_attach_and_goes_on(tmp_path: Path) -> N
     done = skep("run", str(path), "--no-tty", "--duration=300ms")
     assert done.returncode == 0
     assert "sys_enter_nothing_like_it" in done.stderr
+
+
+def test_run_measures_a_foreign_object_as_flags_say(tmp_path: Path) -> None:
+    """Nothing in it says a kind, it leaves sizes open and wants more memory than images get: three flags."""
+    path = write(tmp_path, "foreign", foreign())
+    plain = skep("run", str(path), "--no-tty", "--duration=300ms")
+    assert plain.returncode == 1, plain.stderr
+    assert "raise limits.map_memory" in plain.stderr
+    flags = ("--set=limits.map_memory=256MiB", "--kind=calls=counter", "--set=attach.on_twice.enabled=false")
+    done = skep("run", str(path), "--no-tty", "--duration=1s", *flags)
+    assert done.returncode == 0, done.stderr
+    assert "map 'calls': its object leaves open max_entries; 10240 taken" in done.stderr
+    assert "1 programs attached" in done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert rows and all(row["metric"] == "ebpf_calls_total" and row["value"] > 0 for row in rows)
+
+
+def test_run_of_what_cannot_attach_at_all_names_every_program_once(tmp_path: Path) -> None:
+    """Whoever mends the first need not be shown the next."""
+    path = write(tmp_path, "nothing", nothing_attaches())
+    done = skep("run", str(path), "--no-tty", "--duration=300ms")
+    assert done.returncode == 1
+    line = next(line for line in done.stderr.splitlines() if line.startswith("skep: program"))
+    assert "skep_no_such_a" in line and "(and so 'on_b', 'on_c')" in line and "attach.interfaces" in line, line
 
 
 def test_run_of_what_cannot_run_ends_with_the_reason(tmp_path: Path) -> None:

@@ -113,7 +113,8 @@ def test_defaults_of_the_schema_are_those_of_the_types() -> None:
     images:
       - {ref: a}
       - {name: b, ref: a, pull: if-not-present, required: false, partial: run, enabled: true, expire_after: 1h,
-         limits: {series: 10000, events_per_s: 10000, map_memory: 64MiB}, events: {e: {sample_one_in: 1}}}
+         limits: {series: 10000, events_per_s: 10000, map_memory: 64MiB}, events: {e: {sample_one_in: 1}},
+             attach: {p: {enabled: true}}}
     defaults: {limits: {series: 10000, events_per_s: 10000, map_memory: 64MiB}, expire_after: 1h,
                retry: {first: 5s, max: 10m}}
     otlp: {protocol: http/protobuf, timeout: 10s, compression: gzip, metrics: {enabled: true, interval: 60s,

@@ -437,3 +437,32 @@ def test_log_is_bounded_and_without_our_own_notes() -> None:
 def test_every_errno_has_a_name(number: int, name: str) -> None:
     """Those of the C library, of the kernel alone, and of libbpf."""
     assert errno_name(number) == name
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        (
+            "libbpf: extern '__per_cpu_start' (strong): not resolved\nlibbpf: failed to load object 'x'",
+            "object: extern '__per_cpu_start' is neither a symbol nor a setting of this kernel (6.12.1); declare it "
+            "__weak, and test its address before its use",
+        ),
+        (
+            load_log("raw", "ldimm64 failed to find the address for kernel symbol 'runqueues'."),
+            "program 'raw': reads kernel symbol 'runqueues', which this kernel (6.12.1) has a type but no address for; "
+            "declare it __weak, or build the kernel with CONFIG_KALLSYMS_ALL",
+        ),
+    ],
+)
+def test_symbol_that_this_kernel_does_not_give_is_named(log: str, said: str) -> None:
+    """Neither is the program wrong, nor is an errno a reason."""
+    error = explain(failing("load", errno.ESRCH), sections=SECTIONS, log=log, features=ROOT)
+    assert (str(error), error.code) == (said, "elf.core_reloc")
+
+
+def test_cgroup_security_hook_needs_the_trampoline_that_lockdown_refuses() -> None:
+    """As fentry does; a container's limits have nothing to do with it."""
+    log = load_log("lc", number=errno.EPERM)
+    sections = {"lc": "lsm_cgroup/socket_create"}
+    error = explain(failing("load", errno.EPERM), sections=sections, log=log, features=ROOT)
+    assert "refuses the trampoline that section 'lsm_cgroup/socket_create' needs" in str(error)

@@ -146,6 +146,17 @@ def test_program_that_its_section_leaves_out_is_loaded_when_attach_names_it() ->
     }
 
 
+def test_program_that_is_off_is_not_loaded_and_one_must_remain() -> None:
+    """Objects carry two programs for one measurement, and their own user space leaves one out."""
+    program = 'SEC("kprobe/x") int on_x(void *context) { return 0; }' + PROGRAM
+    plan = planned(program=program, attach={"on_x": AttachConfig(enabled=False)})
+    assert [entry.name for entry in plan.programs] == ["on_switch"]
+    assert "program 'on_x': not loaded, as attach.on_x.enabled says" in plan.notes
+    text = "image 'image': none of its programs is to be loaded; name one under attach (on_switch)"
+    assert wrong(attach={"on_switch": AttachConfig(enabled=False)}) == text
+    assert wrong(program='SEC("?tp_btf/x") int on_x(void *context) { return 0; }').endswith("attach (on_x)")
+
+
 def test_object_without_programs_is_an_error() -> None:
     """There is nothing to load."""
     (text,) = problems_of("MAP(counter_x, HASH, 1, u32, u64);", program='char LICENSE[] SEC("license") = "GPL";')

@@ -47,8 +47,8 @@ def test_plan_as_json_has_what_the_text_has() -> None:
     assert io["metrics"][0]["instrument"]["bounds"][-1] == 0.000128
     assert {"name": "limit", "section": ".rodata", "value": "14000000"}.items() <= made["globals"][1].items()
     assert made["maps"] == [
-        {"name": "print_exits", "clear_value_size": True, "max_entries": 0, "pin": ""},
-        {"name": "quiet", "clear_value_size": True, "max_entries": 0, "pin": ""},
+        {"name": "print_exits", "clear_value_size": True, "max_entries": 0, "pin": "", "value_size": 0},
+        {"name": "quiet", "clear_value_size": True, "max_entries": 0, "pin": "", "value_size": 0},
     ]
 
 

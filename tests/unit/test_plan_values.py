@@ -232,7 +232,8 @@ def test_slot_key_may_count_and_sum_in_a_struct() -> None:
         ('MAP(x, HASH, 9, u32, u64) TAG("kind=counter") TAG("scale=0");', "scale '0'"),
         ('MAP(x, HASH, 9, u32, u64) TAG("kind=counter") TAG("colour=red");', "tag 'skep:colour=red'"),
         ('MAP(x, HASH, 9, u32, u64) TAG("kind=counter") TAG("name=skep.x");', "begins as the agent's own do"),
-        ("MAP(counter_x, HASH, 0, u32, u64);", "max_entries is 0"),
+        ("struct { __uint(type, ARRAY_OF_MAPS); __uint(max_entries, 1); __type(key, u32); __type(value, u32); } "
+         "x SEC(\".maps\");", "nothing says what maps it holds; declare __array(values"),
         ('MAP(x, STACK_TRACE, 9, u32, u64) TAG("kind=counter");', "cannot be a counter: map type stack_trace holds"),
         ('MAP(x, HASH, 9, u32, u64) TAG("kind=event");', "events come from ring buffers, this is map type hash"),
         ("struct { __uint(type, HASH); __uint(max_entries, 1); __uint(key_size, 4); __uint(value_size, 8); } "

@@ -5,12 +5,22 @@ from __future__ import annotations
 from .places import AttachError, option
 from .site import Attached, Site, links_of
 
+_ITERATES_GIVEN = {
+    "bpf_map_elem": "the map", "bpf_sk_storage_map": "the map", "sockmap": "the map", "cgroup": "the cgroup",
+}  # fmt: skip
+"""Iterators that cannot be attached without saying what they go through, and what that is."""
 ACTIVE_MODULES = "/sys/kernel/security/lsm"
 
 
 def prepare(site: Site) -> None:
     """Name the function, hook or tracepoint: the verifier checks the arguments against its type."""
-    if target := option(site.options, "target"):
+    target = option(site.options, "target")
+    if site.section.startswith("iter") and (given := _ITERATES_GIVEN.get(target or site.rest)):
+        raise AttachError(
+            f"section {site.section!r} goes through what its own user space names, {given}, which is not done here; "
+            "use iter/task, or export the map"
+        )
+    if target:
         site.program.set_target(target)
     elif not site.rest:
         raise AttachError(f"section {site.section!r} names no target; set attach.target")
