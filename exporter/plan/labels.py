@@ -290,7 +290,11 @@ class LabelReader:
             )
         else:
             mismatch = decoder_mismatch(decoder, member, enum=expression.enum)
-            self._problem(f"{self.part} member {shown!r} is {mismatch}; change its decoder or its type")
+            if self.part == "record" and not own and not general:
+                # Of a key that would fold rows; a record tells what else it has.
+                self.map.note(f"{self.part} member {shown!r} left out: it is {mismatch}")
+            else:
+                self._problem(f"{self.part} member {shown!r} is {mismatch}; change its decoder or its type")
         return None
 
     def _made(self, name: str, decoder: str, member: Field, count: int, expression: Expression) -> LabelRule:

@@ -23,6 +23,7 @@ from exporter.model import CellType, Kind, prometheus_label
 
 from .context import ARRAYS, SOURCES, MapContext, described, listed, map_type_name
 from .conventions import Tags, is_padding, member_tags
+from .decoders import TEXT_BYTES
 from .labels import LabelReader, value_rule
 from .metadata import EventMetadata, LabelDeclaration, MetricDeclaration, MetricMetadata, over
 from .plan import LabelRule, RecordRule, StreamPlan
@@ -491,8 +492,16 @@ class _RingPlanner:
 
 
 def _least_size(layout: Layout) -> int:
-    """Bytes that every record has: a flexible array may begin where the struct's padding does."""
-    return layout.tail.offset_bits // 8 if layout.tail is not None else layout.size
+    """Bytes that every record has: a flexible array may begin where the struct's padding does.
+
+    A text at the end that is too long to be shown is sent as far as it was filled.
+    """
+    if layout.tail is not None:
+        return layout.tail.offset_bits // 8
+    last = layout.fields[-1] if layout.fields else None
+    if last is not None and last.kind is FieldKind.CHARS and last.size_bits > 8 * TEXT_BYTES:
+        return last.offset_bits // 8
+    return layout.size
 
 
 def _fields(fields: Iterable[Field]) -> Iterable[Field]:

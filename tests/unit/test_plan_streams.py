@@ -325,3 +325,12 @@ def test_queue_is_read_only_where_that_is_asked_for(kind: str) -> None:
 def test_source_that_cannot_be_read_is_an_error(source: str, words: str) -> None:
     """Before anything is loaded."""
     assert any(words in text for text in problems_of(source))
+
+
+def test_text_of_a_record_that_is_longer_than_any_label_is_left_out_and_told() -> None:
+    """Foreign records carry whole command lines; what else they tell is shown."""
+    plan = plan_of("struct call { u32 pid; char args[7680]; }; RING(print_x, struct call);")
+    (stream,) = plan.streams
+    assert [rule.name for rule in stream.attributes] == ["pid"]
+    assert stream.record_size == 4, "programs send such a text as far as they filled it"
+    assert any("record member 'args' left out: it is an array of 7680 chars" in note for note in plan.notes)
