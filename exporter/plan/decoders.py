@@ -22,7 +22,6 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import re2
 
 from exporter.errors import PlanError
 
@@ -314,6 +313,8 @@ def compile_step(step: Step) -> Callable[[str], str]:
     if step.kind == "map":
         texts, default = dict(step.pairs), step.default
         return lambda text: texts.get(text, text if default is None else default)
+    import re2  # noqa: PLC0415 - takes 3 MiB that most agents need not spend
+
     options = re2.Options()
     options.log_errors = False
     options.max_mem = 1 << 20
