@@ -22,7 +22,6 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-
 from exporter.errors import PlanError
 
 from .plan import Step
