@@ -141,7 +141,7 @@ class DescriptorStore:
                     continue
                 except (KernelError, KeyError, TypeError) as error:
                     reason = str(error)
-            log.info("kept programs are let go of", image=identity.image, reason=reason)
+            log.info("kept programs are let go of", image=identity.image, object=kept.identity.object, reason=reason)
             self._let_go(kept)
         return taken
 
@@ -151,7 +151,13 @@ class DescriptorStore:
             others = [kept for kept in self._kept if kept.identity.image not in images]
             self._kept = [kept for kept in self._kept if kept.identity.image in images]
         for kept in others:
-            log.info("kept programs are let go of", image=kept.identity.image, reason="it is not configured")
+            identity = kept.identity
+            log.info(
+                "kept programs are let go of",
+                image=identity.image,
+                object=identity.object,
+                reason="it is not configured",
+            )
             self._let_go(kept)
 
     def _let_go(self, kept: _Kept) -> None:
