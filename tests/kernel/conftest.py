@@ -5,6 +5,7 @@ import os
 import platform
 import struct
 import subprocess
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -130,6 +131,36 @@ def loading(compile_object: Compile) -> Iterator[Loading]:
 
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
+
+Network = Callable[[Callable[[], None]], None]
+
+
+@pytest.fixture
+def network() -> Network:
+    """Run a function in a thread with a network of its own: ``lo`` is up, and a pair ``skep0``, ``skep1``."""
+
+    def run(function: Callable[[], None]) -> None:
+        failures: list[BaseException] = []
+
+        def inside() -> None:
+            try:
+                assert _LIBC.unshare(0x40000000) == 0, os.strerror(ctypes.get_errno())
+                pair = "link add skep0 type veth peer name skep1"
+                for command in ("link set lo up", pair, "link set skep0 up", "link set skep1 up"):
+                    subprocess.run(["ip", *command.split()], check=True)
+                function()
+            except BaseException as failure:
+                failures.append(failure)
+
+        thread = threading.Thread(target=inside)
+        thread.start()
+        thread.join()
+        if failures:
+            raise failures[0]
+
+    return run
+
+
 _BPF = {"x86_64": 321, "aarch64": 280}[platform.machine()]
 
 

@@ -1,7 +1,6 @@
 """Every kind of hook: it attaches where section and options say, counts what happens there, and stops at close."""
 
 import contextlib
-import ctypes
 import json
 import os
 import re
@@ -9,7 +8,7 @@ import socket
 import struct
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ from tests.support.libbpf import settled
 from tests.support.workload import kernel_version
 from tests.vm.guest import channel
 
-from .conftest import Compile, Loading, make_calls, rodata_offsets
+from .conftest import Compile, Loading, Network, make_calls, rodata_offsets
 from .test_load import burn, cells, map_cells, outlive
 
 
@@ -45,36 +44,6 @@ def first_in(version: str, *refusals: str, setting: str = "") -> Iterator[None]:
 def own_tgid(object: bytes) -> tuple[GlobalRequest, ...]:
     """The global ``tgid`` set to this process."""
     return (GlobalRequest(".rodata", rodata_offsets(object)["tgid"], struct.pack("=I", os.getpid())),)
-
-
-Network = Callable[[Callable[[], None]], None]
-
-
-@pytest.fixture
-def network() -> Network:
-    """Run a function in a thread with a network of its own: ``lo`` is up, and a pair ``skep0``, ``skep1``."""
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    def run(function: Callable[[], None]) -> None:
-        failures: list[BaseException] = []
-
-        def inside() -> None:
-            try:
-                assert libc.unshare(0x40000000) == 0, os.strerror(ctypes.get_errno())
-                pair = "link add skep0 type veth peer name skep1"
-                for command in ("link set lo up", pair, "link set skep0 up", "link set skep1 up"):
-                    subprocess.run(["ip", *command.split()], check=True)
-                function()
-            except BaseException as failure:
-                failures.append(failure)
-
-        thread = threading.Thread(target=inside)
-        thread.start()
-        thread.join()
-        if failures:
-            raise failures[0]
-
-    return run
 
 
 def send_packets(count: int, port: int = 9) -> None:

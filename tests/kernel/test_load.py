@@ -319,36 +319,6 @@ def test_perf_event_samples_every_cpu_at_the_asked_rate(
     kept.close()
 
 
-@pytest.fixture
-def network() -> Callable[[Callable[[], None]], None]:
-    """Run a function in a thread that has a network of its own: ``lo`` and a pair ``skep0``, ``skep1``."""
-    import ctypes
-    import threading
-
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    def run(function: Callable[[], None]) -> None:
-        failures: list[BaseException] = []
-
-        def inside() -> None:
-            try:
-                assert libc.unshare(0x40000000) == 0, os.strerror(ctypes.get_errno())
-                pair = "link add skep0 type veth peer name skep1"
-                for command in ("link set lo up", pair, "link set skep0 up", "link set skep1 up"):
-                    subprocess.run(["ip", *command.split()], check=True)
-                function()
-            except BaseException as failure:
-                failures.append(failure)
-
-        thread = threading.Thread(target=inside)
-        thread.start()
-        thread.join()
-        if failures:
-            raise failures[0]
-
-    return run
-
-
 def xdp_modes() -> dict[str, int]:
     """How each interface's XDP program is attached: 1 by the driver, 2 above it."""
     import json
