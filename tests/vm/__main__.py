@@ -14,11 +14,13 @@ import contextlib
 import fcntl
 import functools
 import json
+import os
 import platform
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--select", action="append", metavar="PATH", help="file, folder or case; default: all")
     parser.add_argument("-k", dest="expression", default="", help="pytest's own -k")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="guests at a time; default: one a processor"
+    )
     parser.add_argument("--refresh", action="store_true", help="ask the mirror for newer kernels")
     parser.add_argument("--case-timeout", type=float, default=300.0, metavar="SECONDS", help="silence of one case")
     return parser.parse_args(arguments)
@@ -112,30 +117,35 @@ class Matrix:
         narrowed = ["-k", self.options.expression] if self.options.expression else []
         return ["--color=no", "-q", "--durations=8", *narrowed, *chosen]
 
-    def run_kernel(self, name: str) -> None:
-        """Boot one kernel and take its results; one that cannot be had is a failure, and the others go on."""
-        if name == HERE:
-            self.run_here()
-            return
+    def prepared(self, name: str) -> tuple[kernels.Kernel, machine.Guest] | None:
+        """A kernel and what it is booted with; one that cannot be had is a failure, and the others go on."""
         try:
             kernel = self.shelf.kernel(name, refresh=self.options.refresh)
         except HarnessError as error:
             say(str(error))
             self.raw[name] = {"kernel": ("failed", str(error))}
-            return
-        logs = self.home / "logs" / kernel.series
+            return None
+        logs = self.logs(kernel)
         logs.mkdir(parents=True, exist_ok=True)
         initramfs = self.home / "kernels" / name / "initramfs.gz"
         initramfs.write_bytes(kernels.build_initramfs(kernel, self.disks.base() / "bin/busybox"))
         orders = logs / "orders"
         orders.write_bytes(machine.encode_orders({"pytest": self.pytest_arguments()}))
         root, tree = self.common_disks
-        guest = machine.Guest(
+        return kernel, machine.Guest(
             image=kernel.image,
             initramfs=initramfs,
             disks=(root, self.disks.modules(kernel), tree, orders),
             command_line=machine.command_line(kernels.lsm_argument(kernel.config)),
         )
+
+    def logs(self, kernel: kernels.Kernel) -> Path:
+        """Where a kernel's consoles and failures are written."""
+        return self.home / "logs" / kernel.series
+
+    def run_kernel(self, kernel: kernels.Kernel, guest: machine.Guest) -> None:
+        """Boot one kernel and take its results."""
+        logs = self.logs(kernel)
         say(f"{kernel.series}: booting {kernel.release}")
         account, deaths = machine.boot_twice(
             lambda number: machine.boot(
@@ -206,11 +216,19 @@ class Matrix:
 
     def run(self) -> int:
         """Run all that was asked for and report; a fault of the harness does not lose what was found before it."""
-        names = self.options.kernel or (*kernels.SERIES, HERE)
+        names = list(self.options.kernel or (*kernels.SERIES, HERE))
         whole = not (self.options.kernel or self.options.select or self.options.expression)
         try:
-            for name in names:
-                self.run_kernel(name)
+            guests = [made for name in names if name != HERE and (made := self.prepared(name)) is not None]
+            with ThreadPoolExecutor(max(1, self.options.jobs)) as pool:
+                try:
+                    for done in [pool.submit(self.run_kernel, *each) for each in guests]:
+                        done.result()
+                except BaseException:
+                    machine.end_guests()
+                    raise
+            if HERE in names:
+                self.run_here()
         except HarnessError:
             self.report(whole=False)
             raise

@@ -192,6 +192,17 @@ def events_of(stream: IO[bytes], patience: Callable[[], float]) -> Iterator[dict
                 yield event
 
 
+_guests: set[subprocess.Popen[bytes]] = set()
+_ending = threading.Event()
+
+
+def end_guests() -> None:
+    """End every guest, and boot no more."""
+    _ending.set()
+    for process in list(_guests):
+        process.kill()
+
+
 def boot(guest: Guest, console: Path, *, case_timeout_s: float, heard: Callable[[dict[str, Any]], None]) -> Account:
     """Boot a guest, listen until it is done or dead, and leave nothing running.
 
@@ -201,6 +212,8 @@ def boot(guest: Guest, console: Path, *, case_timeout_s: float, heard: Callable[
         case_timeout_s: How long one case may be silent.
         heard: Called with every event as it comes.
     """
+    if _ending.is_set():
+        raise HarnessError("the run was ended")
     account = Account()
     started = time.monotonic()
     nice = ["nice", "-n", "10"] if shutil.which("nice") else []
@@ -215,6 +228,7 @@ def boot(guest: Guest, console: Path, *, case_timeout_s: float, heard: Callable[
         raise HarnessError("qemu-system-x86_64 is not installed; run packaging/setup/system-packages vm") from error
     assert process.stdout is not None
     assert process.stderr is not None
+    _guests.add(process)
 
     def patience() -> float:
         if account.finished:
@@ -241,6 +255,7 @@ def boot(guest: Guest, console: Path, *, case_timeout_s: float, heard: Callable[
             process.kill()
         complaint = process.stderr.read().decode(errors="replace").strip()
         process.wait()
+        _guests.discard(process)
         process.stdout.close()
         process.stderr.close()
     account.total_s = time.monotonic() - started
