@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -262,6 +264,24 @@ def test_silent_case_ends_the_guest(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     account = machine.boot(guest, tmp_path / "console", case_timeout_s=0.3, heard=lambda event: None)
     assert account.results()["a"][1].startswith("the guest died during this case: silent for 0 s")
     assert not Path(f"/proc/{pid.read_text().strip()}").exists(), "the machine is still running"
+
+
+def test_guests_end_with_their_run_and_no_more_are_booted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever interrupts a run of several is not kept waiting for them."""
+    monkeypatch.setattr(machine, "_ending", threading.Event())
+    guest = fake_machine(tmp_path, monkeypatch, f"{FACTS}exec sleep 60")
+    up = threading.Event()
+
+    def run() -> machine.Account:
+        return machine.boot(guest, tmp_path / "console", case_timeout_s=60, heard=lambda event: up.set())
+
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(run)
+        assert up.wait(10)
+        machine.end_guests()
+        assert not running.result(timeout=10).finished
+    with pytest.raises(packages.HarnessError, match="was ended"):
+        run()
 
 
 # -- the guest's pytest plugin ---------------------------------------------------------------
