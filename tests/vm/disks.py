@@ -40,6 +40,9 @@ NOT_COPIED_FROM_BUILD = re.compile(r"vm|vm\.json|stamps|cython.*|tmp-.*|temp\..*
 #: the guest; it is of this machine's release, so they are copied where there are any.
 BORROWED = ("promtool",)
 
+#: A guest that upgrades a package of small files has thousands of new ones beside the old.
+INODES_PER_SPARE_MIB = 32
+
 GUEST_REPOSITORY = "/skep"
 GUEST_VENV = "/opt/skep-venv"
 
@@ -237,7 +240,8 @@ class Disks:
     def make(self, image: Path, tree: Path, *, spare_mib: int, keep: int = 2) -> None:
         """Write a tree as a file system image, and forget all but the newest of its kind."""
         used_kib = int(run(["du", "--summarize", "--apparent-size", "--block-size=1K", tree]).split()[0])
-        inodes = sum(len(names) + len(files) for _, names, files in os.walk(tree)) + 4096
+        spare = 4096 + spare_mib * INODES_PER_SPARE_MIB
+        inodes = sum(len(names) + len(files) for _, names, files in os.walk(tree)) + spare
         size_kib = used_kib + inodes * 5 + (spare_mib << 10)
         fresh = image.with_suffix(".new")
         fresh.unlink(missing_ok=True)

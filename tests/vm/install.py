@@ -30,7 +30,7 @@ from tests.support.clang import compile_bpf
 from tests.support.dashboards import read, substituted, targets
 from tests.vm import disks, kernels, machine
 from tests.vm.__main__ import BUILD, REPOSITORY, alone, say
-from tests.vm.packages import Archive, HarnessError, run
+from tests.vm.packages import Archive, HarnessError, codename, run
 
 RESULTS = BUILD / "vm-install.json"
 PAGE = REPOSITORY / "docs" / "install.md"
@@ -66,7 +66,11 @@ ExecStopPost=/usr/bin/systemctl --force --force poweroff
 [Install]
 WantedBy=default.target
 """
+#: Room in the guest for three versions of the package, one beside the next while dpkg unpacks.
+SPARE_MIB = 1024
 CASE_TIMEOUT_S = 900.0
+#: Metrics of images, in a query.
+OF_IMAGES = re.compile(r"\bebpf_\w+")
 #: It installs; without it there is nothing to look at.
 FIRST_CASE = "installing_it_is_enough_for_a_scrape"
 
@@ -97,7 +101,7 @@ class Guests:
     def root(self, release: str) -> tuple[Path, Path]:
         """A file system with a release as it is installed on a server, and the tree it was made from."""
         packages = (*ROOT_PACKAGES, *LIBRARIES[release])
-        key = disks.key_of(release, packages, MASKED, UNIT)
+        key = disks.key_of(release, packages, MASKED, UNIT, SPARE_MIB, disks.INODES_PER_SPARE_MIB)
         tree = self.home / "disks" / f"system-{release}-{key}"
         image = self.home / "disks" / f"{release}-{key}.img"
         if tree.exists() and image.exists():
@@ -132,7 +136,7 @@ class Guests:
         (fresh / "usr/lib/modules").mkdir(parents=True, exist_ok=True)
         (fresh / "skep").mkdir()
         fresh.rename(tree)
-        self.disks.make(image, tree, spare_mib=1024, keep=1)
+        self.disks.make(image, tree, spare_mib=SPARE_MIB, keep=1)
         return image, tree
 
     def package(self, release: str) -> Path:
@@ -143,6 +147,16 @@ class Guests:
         found = re.search(r"^skep deb: (dist/\S+\.deb):", said, re.MULTILINE)
         assert found
         return REPOSITORY / found[1]
+
+    def wheel(self) -> Path:
+        """The wheel, which is of the Python that runs this."""
+        folder = self.home / "wheel"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        say("building the wheel")
+        run([sys.executable, REPOSITORY / "packaging/wheel.py", folder])
+        (made,) = folder.glob("*.whl")
+        return made
 
     def cargo(self, release: str, package: Path) -> Path:
         """The disk with three versions of the package and what the scenario needs."""
@@ -159,8 +173,7 @@ class Guests:
             raise HarnessError("'prometheus' is not installed; run packaging/setup/system-packages vm")
         shutil.copy2(prometheus, stage / "prometheus")
         (stage / "queries.json").write_text(json.dumps(host_queries()))
-        names = sorted(path.parent.name for path in (REPOSITORY / "configs/catalog").glob("*/*.bpf.c"))
-        (stage / "images.json").write_text(json.dumps(names))
+        (stage / "images.json").write_text(json.dumps(ten_images()))
         (stage / "tracepoint.bpf.o").write_bytes(compile_bpf(TRACEPOINT, program=""))
         image = self.home / "disks" / f"cargo{release}-{disks.key_of(time.time_ns())}.img"
         self.disks.make(image, stage, spare_mib=16, keep=1)
@@ -184,7 +197,9 @@ class Guests:
             disks=(root, self.disks.modules(kernel), self.cargo(release, package), orders),
             command_line=machine.command_line(kernels.lsm_argument(kernel.config)) + " skep.init=/sbin/init",
         )
-        figures: dict[str, tuple[float, str]] = {"size of the package": (round(package.stat().st_size / 1e6, 1), "MB")}
+        figures: dict[str, tuple[float, str]] = {"size of the package": megabytes(package)}
+        if release == codename():
+            figures["size of the wheel"] = megabytes(self.wheel())
 
         def heard(event: dict[str, Any]) -> None:
             match event["event"]:
@@ -210,6 +225,11 @@ class Guests:
         return account, figures
 
 
+def megabytes(file: Path) -> tuple[float, str]:
+    """A file's size as a figure."""
+    return round(file.stat().st_size / 1e6, 1), "MB"
+
+
 def repack(package: Path, folder: Path, name: str, number: int) -> None:
     """The same package with a higher version of everything, and from the third on another agent.yaml."""
     tree = folder / "tree"
@@ -231,13 +251,29 @@ def repack(package: Path, folder: Path, name: str, number: int) -> None:
     shutil.rmtree(tree)
 
 
+def shipped_images() -> dict[str, bool]:
+    """Name to whether it is on, of the images of the configuration we ship."""
+    found = load([REPOSITORY / "configs/agent.yaml"], name_of=lambda ref: ref.partition(":")[2])
+    return {image.name: image.enabled for image in found.images}
+
+
+def ten_images() -> list[str]:
+    """Ten of the catalog that run with the unit's own capabilities: all but the dear ones and that of a module."""
+    off = {name for name, enabled in shipped_images().items() if not enabled} | {"nfs-operations"}
+    every = sorted(path.parent.name for path in (REPOSITORY / "configs/catalog").glob("*/*.bpf.c"))
+    return [name for name in every if name not in off][:10]
+
+
 def host_queries() -> list[str]:
-    """The queries of the host's board that must have data on any host that works; those of trouble have none."""
+    """The queries of the host's board that must have data on any host that works; those of trouble have none.
+
+    Of the images, those that are on in the configuration we ship; which metrics are theirs is on their own boards.
+    """
     quiet = re.compile(r"dropped|lost|folded|failures|error|killed|state!=\"running\"\} == 1")
+    boards = [read(REPOSITORY / f"dashboards/{name}.json") for name, enabled in shipped_images().items() if enabled]
+    theirs = {metric for board in boards for one in targets(board) for metric in OF_IMAGES.findall(one.expr)}
     found = (substituted(one.expr, rate_interval="20s") for one in targets(read(REPOSITORY / "dashboards/host.json")))
-    enabled = load([REPOSITORY / "configs/agent.yaml"], name_of=lambda ref: ref.partition(":")[2])
-    off = [image.name.replace("-", "_")[:-1] for image in enabled.images if not image.enabled]
-    return sorted({one for one in found if not quiet.search(one) and not any(word in one for word in off)})
+    return sorted({one for one in found if not quiet.search(one) and theirs.issuperset(OF_IMAGES.findall(one))})
 
 
 def merge(release: str, account: machine.Account, figures: dict[str, tuple[float, str]]) -> None:
@@ -262,8 +298,8 @@ def table(known: dict[str, Any]) -> str:
         for name in dict.fromkeys(name for release in releases for name in known[release][kind]):
             cells = []
             for release in releases:
-                found = known[release][kind].get(name, "")
-                cells.append(" ".join(map(str, found)) if kind == "figures" else found)
+                found = known[release][kind].get(name, "not measured")
+                cells.append(found if isinstance(found, str) else " ".join(map(str, found)))
             lines.append(f"| {name.replace('_', ' ')} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -92,3 +92,20 @@ def test_queries_that_must_have_data_are_most_of_the_hosts_board() -> None:
     found = install.host_queries()
     assert len(found) >= 12
     assert any("ebpf_process_exits_total" in one for one in found)
+    assert not any("nfs" in one or "syscalls" in one for one in found)
+
+
+def test_ten_images_are_ten_and_need_no_drop_in() -> None:
+    """Those of the shipped configuration, and others as cheap."""
+    found = install.ten_images()
+    assert len(found) == 10
+    assert {name for name, enabled in install.shipped_images().items() if enabled} < set(found)
+
+
+def test_a_figure_that_one_release_has_alone_is_told_as_such() -> None:
+    """The wheel is of one Python."""
+    known = {
+        release: {"facts": {"system": release}, "figures": figures, "cases": {}}
+        for release, figures in (("bookworm", {"size of the wheel": (9.5, "MB")}), ("trixie", {}))
+    }
+    assert "| size of the wheel | 9.5 MB | not measured |" in install.table(known)
