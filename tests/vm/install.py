@@ -74,7 +74,9 @@ OF_IMAGES = re.compile(r"\bebpf_\w+")
 #: It installs; without it there is nothing to look at.
 FIRST_CASE = "installing_it_is_enough_for_a_scrape"
 
-TRACEPOINT = """
+#: For each drop-in a program that needs it: object to C source.
+NEEDY = {
+    "tracepoint": """
 MAP(counter_opens, ARRAY, 1, u32, u64);
 static void *(*lookup)(void *map, const void *key) = (void *)1;
 SEC("tp/syscalls/sys_enter_openat") int on_open(void *context)
@@ -85,8 +87,49 @@ SEC("tp/syscalls/sys_enter_openat") int on_open(void *context)
         __sync_fetch_and_add(count, 1);
     return 0;
 }
-char LICENSE[] SEC("license") = "GPL";
-"""
+""",
+    "packets": """
+MAP(counter_packets, ARRAY, 1, u32, u64);
+static void *(*lookup)(void *map, const void *key) = (void *)1;
+SEC("xdp") int on_packet(void *context)
+{
+    u32 key = 0;
+    u64 *count = lookup(&counter_packets, &key);
+    if (count)
+        __sync_fetch_and_add(count, 1);
+    return 2;
+}
+""",
+    "symbols": """
+struct work { u64 function TAG("label=function:ksym"); };
+MAP(counter_works, HASH, 4096, struct work, u64);
+static void *(*lookup)(void *map, const void *key) = (void *)1;
+static long (*update)(void *map, const void *key, const void *value, u64 flags) = (void *)2;
+SEC("raw_tp/workqueue_execute_end") int on_work(u64 *context)
+{
+    struct work work = { context[1] };
+    u64 one = 1, *count = lookup(&counter_works, &work);
+    if (count)
+        __sync_fetch_and_add(count, 1);
+    else
+        update(&counter_works, &work, &one, 0);
+    return 0;
+}
+""",
+    "binary": """
+MAP(counter_calls, ARRAY, 1, u32, u64);
+static void *(*lookup)(void *map, const void *key) = (void *)1;
+SEC("uprobe") int on_call(void *context)
+{
+    u32 key = 0;
+    u64 *count = lookup(&counter_calls, &key);
+    if (count)
+        __sync_fetch_and_add(count, 1);
+    return 0;
+}
+""",
+}
+LICENSE = 'char LICENSE[] SEC("license") = "GPL";'
 
 
 class Guests:
@@ -174,7 +217,8 @@ class Guests:
         shutil.copy2(prometheus, stage / "prometheus")
         (stage / "queries.json").write_text(json.dumps(host_queries()))
         (stage / "images.json").write_text(json.dumps(ten_images()))
-        (stage / "tracepoint.bpf.o").write_bytes(compile_bpf(TRACEPOINT, program=""))
+        for name, source in NEEDY.items():
+            (stage / f"{name}.bpf.o").write_bytes(compile_bpf(source, program=LICENSE))
         image = self.home / "disks" / f"cargo{release}-{disks.key_of(time.time_ns())}.img"
         self.disks.make(image, stage, spare_mib=16, keep=1)
         return image

@@ -494,26 +494,94 @@ def ten_images_are_ready_soon() -> None:
     systemctl("restart", "skep")
 
 
+DROP_INS = Path("/etc/systemd/system/skep.service.d")
+
+
+@contextlib.contextmanager
+def drop_ins(*names: str) -> Iterator[None]:
+    """The service with these, as install.md says it; at the end as it was, and without what was configured beside."""
+    DROP_INS.mkdir(parents=True, exist_ok=True)
+    try:
+        for name in names:
+            shutil.copy(f"/usr/share/skep/drop-ins/{name}.conf", DROP_INS)
+        systemctl("daemon-reload")
+        systemctl("restart", "skep")
+        yield
+    finally:
+        shutil.rmtree(DROP_INS)
+        EXTRA.unlink(missing_ok=True)
+        systemctl("daemon-reload")
+        systemctl("restart", "skep")
+        until("images run again", all_run)
+
+
+def refusal(name: str) -> str:
+    """Why an image cannot run."""
+    until(f"{name} is refused", lambda: states().get(name) == "failed")
+    (reason,) = (image["reason"] for image in status()["images"] if image["name"] == name)
+    return str(reason)
+
+
+def runs(name: str, series: str) -> dict[str, float]:
+    """Its series, once there are some that have counted."""
+    until(f"{name} runs", lambda: states().get(name) == "running")
+    found = until(
+        f"{series} counts", lambda: {s: n for s, n in samples(scrape()).items() if s.startswith(series) and n}
+    )
+    assert isinstance(found, dict)
+    return found
+
+
 @case
-def a_drop_in_gives_an_image_what_it_needs() -> None:
-    """A tracepoint is refused with the remedy at perf_event_paranoid 3, and runs once its drop-in is there."""
+def a_drop_in_lets_a_tracepoint_attach() -> None:
+    """It is refused with the remedy at perf_event_paranoid 3, and runs once kprobes-tracepoints.conf is there."""
     write_extra("images: [{name: opens, ref: /skep/tracepoint.bpf.o}]\n")
     reload()
-    until("it is refused", lambda: states().get("opens") == "failed")
-    (reason,) = (image["reason"] for image in status()["images"] if image["name"] == "opens")
+    reason = refusal("opens")
     assert "CAP_SYS_ADMIN" in reason or "perf_event_paranoid" in reason, reason
-    folder = Path("/etc/systemd/system/skep.service.d")
-    folder.mkdir()
-    shutil.copy("/usr/share/skep/drop-ins/kprobes-tracepoints.conf", folder)
-    systemctl("daemon-reload")
-    systemctl("restart", "skep")
-    until("it runs", lambda: states().get("opens") == "running")
-    until("it counts", lambda: any(name.startswith("ebpf_opens") for name in samples(scrape())))
-    shutil.rmtree(folder)
-    systemctl("daemon-reload")
-    EXTRA.unlink()
-    systemctl("restart", "skep")
-    until("images run again", all_run)
+    with drop_ins("kprobes-tracepoints"):
+        runs("opens", "ebpf_opens")
+
+
+@case
+def a_drop_in_lets_xdp_attach() -> None:
+    """It is refused for want of CAP_NET_ADMIN, and sees the packets of loopback once network.conf is there."""
+    write_extra("images: [{name: packets, ref: /skep/packets.bpf.o, attach: {on_packet: {interfaces: [lo]}}}]\n")
+    reload()
+    reason = refusal("packets")
+    assert "CAP_NET_ADMIN" in reason, reason
+    with drop_ins("network"):
+        runs("packets", "ebpf_packets")
+
+
+@case
+def a_drop_in_names_kernel_functions() -> None:
+    """Addresses are numbers without symbols.conf and names with it."""
+    write_extra("images: [{name: works, ref: /skep/symbols.bpf.o}]\n")
+    reload()
+    found = runs("works", "ebpf_works")
+    assert all('function="0x' in series for series in found), found
+    with drop_ins("symbols"):
+        found = runs("works", "ebpf_works")
+        assert not any('function="0x' in series for series in found), found
+
+
+@case
+def a_drop_in_shows_the_binaries_of_users() -> None:
+    """A library below /root cannot be opened until user-binaries.conf is beside kprobes-tracepoints.conf."""
+    library = Path("/root/libelf.so.1")
+    shutil.copy(next(Path("/usr/lib").glob("*-linux-gnu/libelf.so.1")), library)
+    attach = f"on_call: {{binary: {library}, target: elf_version}}"
+    text = f"images: [{{name: calls, ref: /skep/binary.bpf.o, attach: {{{attach}}}}}]\n"
+    write_extra(text)
+    with drop_ins("kprobes-tracepoints"):
+        reason = refusal("calls")
+        assert str(library) in reason, reason
+    write_extra(text)
+    with drop_ins("kprobes-tracepoints", "user-binaries"):
+        until("it is attached", lambda: states().get("calls") == "running")
+        run(sys.executable, "-c", f"import ctypes; ctypes.CDLL('{library}').elf_version(0)")
+        assert sum(runs("calls", "ebpf_calls").values()) == 1
 
 
 @case
