@@ -484,16 +484,24 @@ cdef class Program:
             libbpf.bpf_program__attach_uprobe_opts(self.handle, pid, path, offset, &opts),
         )
 
-    def attach_uprobe_multi(self, str binary, str pattern, *, bint one, bint retprobe, int pid):
-        """``one``: the pattern is the name of one symbol, else libbpf's pattern with ``*`` and ``?``."""
+    def attach_uprobe_multi(self, str binary, str pattern, *, bint one, bint retprobe, int pid, size_t offset=0):
+        """``one``: the pattern is the name of one symbol, else libbpf's pattern with ``*`` and ``?``.
+
+        An offset in the file, unless it is 0, is where that one symbol is.
+        """
         cdef libbpf.bpf_uprobe_multi_opts opts
         cdef const char *symbols[1]
+        cdef unsigned long offsets[1]
         memset(&opts, 0, sizeof(opts))
         opts.sz = sizeof(opts)
         opts.retprobe = retprobe
         cdef const char *symbol_pattern = NULL
         path, encoded = binary.encode(), pattern.encode()
-        if one:
+        if offset:
+            offsets[0] = offset
+            opts.offsets = offsets
+            opts.cnt = 1
+        elif one:
             symbols[0] = encoded
             opts.syms = symbols
             opts.cnt = 1

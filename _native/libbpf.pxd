@@ -68,6 +68,7 @@ cdef extern from "<bpf/libbpf.h>" nogil:
     struct bpf_uprobe_multi_opts:
         size_t sz
         const char **syms
+        const unsigned long *offsets
         size_t cnt
         bint retprobe
 

@@ -230,6 +230,44 @@ def test_functions_of_a_pattern_are_counted_in_a_binary(loading: Loading, binary
         loading("places", ProgramRequest("on_pattern", "uprobe.multi", {"binary": str(binary), "target": "nothing_*"}))
 
 
+LIBRARY = r"""
+__attribute__((noinline)) int plain(int n) { __asm__ volatile(""); return n + 1; }
+__attribute__((noinline)) int older(int n) { __asm__ volatile(""); return n + 1; }
+__attribute__((noinline)) int newer(int n) { __asm__ volatile(""); return n + 2; }
+__asm__(".symver older, versioned@V_1");
+__asm__(".symver newer, versioned@@V_2");
+"""
+CALLER = r"""
+#include <stdlib.h>
+int plain(int), versioned(int);
+int main(int argc, char **argv) { for (int i = atoi(argv[1]); i > 0; i--) plain(versioned(i)); return 0; }
+"""
+
+
+@pytest.mark.parametrize("target", ["plain", "versioned", "versioned@@V_2"])
+def test_function_of_a_stripped_library_is_found(loading: Loading, tmp_path: Path, target: str) -> None:
+    """It names what it exports only; without a version it is the one that programs are linked against today."""
+    (tmp_path / "library.c").write_text(LIBRARY)
+    (tmp_path / "caller.c").write_text(CALLER)
+    (tmp_path / "versions").write_text("V_1 { global: plain; local: *; }; V_2 { } V_1;")
+    library, caller = tmp_path / "libstripped.so", tmp_path / "caller"
+    script = f"-Wl,--version-script={tmp_path}/versions"
+    subprocess.run(
+        ["clang", "-O1", "-fPIC", "-shared", "-s", script, "library.c", "-o", library], check=True, cwd=tmp_path
+    )
+    subprocess.run(
+        ["clang", "-O1", "caller.c", library, f"-Wl,-rpath,{tmp_path}", "-o", caller], check=True, cwd=tmp_path
+    )
+    collection = loading(
+        "places",
+        ProgramRequest("on_call", "uprobe", {"binary": str(library), "target": target}),
+        read_maps=("visits",),
+        partial=False,
+    )
+    subprocess.run([caller, "50"], check=True)
+    assert cells(collection, "visits")[0] == 50
+
+
 USDT = r"""
 #include <stdlib.h>
 #define VISIT() __asm__ volatile( \

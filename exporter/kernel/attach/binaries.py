@@ -3,6 +3,7 @@
 The order is the linker's: ``LD_LIBRARY_PATH``, then glibc's cache, then the standard
 directories; where there is no cache, musl's path file. A library of one process is the
 one it has mapped, seen through its own root, so that a container's is found from outside.
+And in a binary, the place of a function that it exports.
 """
 
 from __future__ import annotations
@@ -10,13 +11,20 @@ from __future__ import annotations
 import errno
 import os
 import struct
+from array import array
 from collections.abc import Iterator
+from typing import BinaryIO
 
 CACHE = "/etc/ld.so.cache"
 _MAGIC = b"glibc-ld.so.cache1.1"
 _HEADER, _ENTRY = 48, struct.Struct("=iIIIQ")
 # FLAG_ELF_LIBC6 with the word size of the architecture (glibc's ldconfig.h).
 _FLAGS = {"x86_64": 0x0303, "aarch64": 0x0A03, "riscv64": 0x1003, "s390x": 0x0403, "ppc64le": 0x0503}
+# Elf64_Shdr and Elf64_Sym of elf.h, and of its numbers those that are looked for.
+_SECTION, _SYMBOL = struct.Struct("=IIQQQQIIQQ"), struct.Struct("=IBBHQQ")
+_SYMTAB, _DYNSYM, _VERSYM, _STT_FUNC = 2, 11, 0x6FFFFFFF, 2
+_HIDDEN = 0x8000  # in a symbol's version: nothing is linked against it any more
+_TABLE_LIMIT = 64 << 20
 _DIRECTORIES = ("/lib64", "/usr/lib64", "/lib", "/usr/lib", "/usr/local/lib")
 
 
@@ -58,6 +66,51 @@ def _candidates(name: str) -> Iterator[str]:
         yield f"{directory}/{name}"
     for directory in filter(None, os.environ.get("PATH", "").split(":")):
         yield f"{directory}/{name}"
+
+
+def exported_place(path: str, function: str) -> int:
+    """Where in the file a function is that a stripped library or program exports.
+
+    Of several versions of the function it is the one that is linked against today.
+
+    Returns:
+        0 if there is a symbol table, which has local functions too and others can search; and if there is no such
+        function, or no such 64-bit file.
+    """
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123
+            header = file.read(64)
+            if len(header) < 64 or header[:5] != b"\x7fELF\x02":
+                return 0
+            (start,), (count,) = struct.unpack_from("=Q", header, 40), struct.unpack_from("=H", header, 60)
+            sections = list(_SECTION.iter_unpack(_cut(file, start, count * _SECTION.size)))
+            tables = {
+                kind: (index, at, size, link) for index, (_, kind, _, _, at, size, link, *_) in enumerate(sections)
+            }
+            if _SYMTAB in tables or _DYNSYM not in tables:
+                return 0
+            _, at, size, names_index = tables[_DYNSYM]
+            names = _cut(file, sections[names_index][4], sections[names_index][5])
+            symbols = list(_SYMBOL.iter_unpack(_cut(file, at, size)))
+            _, at, size, _ = tables.get(_VERSYM, (0, 0, 0, 0))
+            versions = array("H", _cut(file, at, size))
+    except (OSError, ValueError, struct.error, IndexError):
+        return 0
+    wanted = function.encode() + b"\0"
+    places: dict[bool, int] = {}
+    for index, (name, info, _, section, value, _) in enumerate(symbols):
+        if info & 0xF == _STT_FUNC and 0 < section < len(sections) and names.startswith(wanted, name):
+            older = index < len(versions) and bool(versions[index] & _HIDDEN)
+            _, _, _, address, at, *_ = sections[section]
+            places[older] = value - address + at
+    return max(0, places.get(False, places.get(True, 0)))
+
+
+def _cut(file: BinaryIO, start: int, size: int) -> bytes:
+    if size > _TABLE_LIMIT:
+        raise ValueError(f"{size} bytes, at most {_TABLE_LIMIT} are read")
+    file.seek(start)
+    return file.read(size)
 
 
 def is_library(found: str, name: str) -> bool:

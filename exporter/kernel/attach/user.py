@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from .. import _libbpf
-from .binaries import find_binary
+from .binaries import exported_place, find_binary
 from .places import Options, UserSymbol, parse_usdt, parse_user_symbol, pid_of
 from .site import Attached, Site, links_of
 
@@ -28,7 +28,13 @@ def attach_uprobe(site: Site) -> Attached:
     binary, pid = find_binary(place.binary, pid_of(site.options)), pid_of(site.options)
     retprobe, program = site.word == "uretprobe", site.program
     if _by_multi_link(place, site.options):
-        return links_of(lambda: program.attach_uprobe_multi(binary, place.symbol, one=True, retprobe=retprobe, pid=-1))
+        # Not by libbpf's own search by name, which finds nothing in a file without a symbol table (seen with 1.4).
+        offset = exported_place(binary, place.symbol)
+        return links_of(
+            lambda: program.attach_uprobe_multi(
+                binary, place.symbol, one=True, retprobe=retprobe, pid=-1, offset=offset
+            )
+        )
     return links_of(
         lambda: program.attach_uprobe(binary, place.symbol, offset=place.offset, retprobe=retprobe, pid=pid)
     )
