@@ -503,7 +503,8 @@ def stream(response: urllib3.BaseHTTPResponse, *, subject: str) -> Iterator[byte
         raise ImageError(
             f"{subject}: registry sent nothing for {READ_TIMEOUT_S:g} s in the middle of a body", code="img.timeout"
         ) from cause
-    except (HTTPError, OSError) as cause:
+    except (HTTPError, OSError, ValueError) as cause:
+        # ValueError: urllib3 lets the length of a chunk be negative, and then cannot read so much.
         raise ImageError(
             f"{subject}: transfer ended early: {_reason(cause)}; try again", code="img.truncated"
         ) from cause

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from exporter.errors import ImageError
@@ -81,6 +81,7 @@ def server() -> Iterator[RawServer]:
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(answer=_ANSWER, manifest=st.booleans())
+@example(answer=b"HTTP/1.1 200\r\nTransfer-Encoding: chunked\r\n\r\n-2\r\n", manifest=False)
 def test_any_bytes_of_a_socket_are_content_or_an_image_error(
     server: RawServer, monkeypatch: pytest.MonkeyPatch, answer: bytes, manifest: bool
 ) -> None:
