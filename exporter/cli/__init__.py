@@ -13,7 +13,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from typing import NoReturn
 
@@ -60,8 +60,26 @@ _OTHER_FLAGS = {
     "--pin-maps": "maps are not pinned: skep agent serves what they hold",
     "--pin-progs": "programs are not pinned: skep agent keeps them over its restarts",
     "--hist-buckets": "buckets are said in the C source (SKEP_SLOTS) or the metadata document",
-    "--hist-value-key": "what is observed is said in the C source (SKEP_SLOTS) or the metadata document",
-    "--password": "a password on the command line is seen by every user of the machine: use --password-stdin",
+    "--hist-value-key": "what is observed is said in the C source (SKEP_VALUE) or the metadata document",
+    "--username": "log in first, with skep login HOST --username NAME",
+    "--password": "every user of the machine sees a password on the command line: use skep login --password-stdin",
+    "--config": "credentials are in Docker's configuration, or in the file that --auth-file names",
+    "--verbose": "there is nothing to turn up: errors say all there is, and skep agent has --log.level",
+    "--debug": "there is nothing to turn up: errors say all there is, and skep agent has --log.level",
+    "--map": "a template has its map: edit the file",
+    "--program-type": "a template has its hook: edit the file",
+}
+_SHORT_FLAGS = {
+    # The same by one letter, which means one thing or another by the verb.
+    "-u": "--username",
+    "-p": "--password",
+    "-c": "--config",
+    "-v": "--verbose",
+    "-d": "--debug",
+    "-i": "--build-image",
+    "-b": "--builder",
+    "-k": "--hist-value-key",
+    "-m": "--map",
 }
 
 
@@ -70,14 +88,27 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print usage and what is wrong with it."""
-        words = message.removeprefix("unrecognized arguments: ").split() if "unrecognized" in message else []
-        flags = (word.partition("=")[0] for word in words)
-        hints = [f"{flag}: {_OTHER_FLAGS[flag]}" for flag in flags if flag in _OTHER_FLAGS]
+        self.fail(message)
+
+    def fail(self, message: str, hints: Iterable[str] = ()) -> NoReturn:
+        """Print usage, what is wrong with it, and a line of advice for each that there is."""
         self.print_usage(sys.stderr)
         self.exit(2, "".join(f"{self.prog}: {line}\n" for line in (f"error: {message}", *hints)))
 
+    def refuse(self, words: Sequence[str]) -> NoReturn:
+        """Say of words that nobody takes what to do instead, where that is known."""
+        hints = []
+        for word in words:
+            flag = word.partition("=")[0] if word.startswith("--") else word[:2]
+            long = _SHORT_FLAGS.get(flag, flag)
+            if flag == "-b" and self.prog.endswith(" run"):
+                long = "--hist-buckets"
+            if long in _OTHER_FLAGS:
+                hints.append(f"{flag}: {_OTHER_FLAGS[long]}")
+        self.fail(f"unrecognized arguments: {' '.join(words)}", hints)
 
-def parser() -> argparse.ArgumentParser:
+
+def parser() -> _Parser:
     """Give the whole command line: every verb with its arguments and their help."""
     made = _Parser(
         prog="skep",
@@ -88,7 +119,16 @@ def parser() -> argparse.ArgumentParser:
     subparsers = made.add_subparsers(title="verbs", metavar="VERB", dest="verb", parser_class=_Parser)
     for family in FAMILIES:
         import_module(f"exporter.cli.{family}").register(subparsers)
+    _take_whole_flags(made)
     return made
+
+
+def _take_whole_flags(of: argparse.ArgumentParser) -> None:
+    """No flag by its beginning: ``login --password SECRET`` is no ``--password-stdin`` of a registry SECRET."""
+    of.allow_abbrev = False
+    for action in _verbs(of):
+        for one in action.choices.values():
+            _take_whole_flags(one)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -100,7 +140,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     whole = parser()
     _check_verb(whole, words)
-    args = whole.parse_args(words)
+    args, unknown = whole.parse_known_args(words)
+    if unknown:
+        _parser_of(whole, args).refuse(unknown)
     if args.verb is None:
         if not args.version:
             whole.error("no verb is given; skep --help lists them")
@@ -123,10 +165,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
+def _verbs(of: argparse.ArgumentParser) -> list[argparse._SubParsersAction[_Parser]]:
+    return [one for one in of._actions if isinstance(one, argparse._SubParsersAction)]
+
+
+def _parser_of(whole: _Parser, args: argparse.Namespace) -> _Parser:
+    """The verb's own parser, and the inner verb's where there is one: its usage is the one that helps."""
+    for action in _verbs(whole):
+        if chosen := getattr(args, action.dest, None):
+            return _parser_of(action.choices[chosen], args)
+    return whole
+
+
 def _check_verb(whole: argparse.ArgumentParser, words: Sequence[str]) -> None:
     """Answer a verb that does not exist with the one that was meant."""
+    if words and words[0].startswith("-") and words[0] not in whole._option_string_actions:
+        whole.error(f"flags follow the verb: 'skep VERB {words[0]}'")
     verb = next((word for word in words if not word.startswith("-")), "")
-    [action] = [one for one in whole._actions if isinstance(one, argparse._SubParsersAction)]
+    [action] = _verbs(whole)
     if not verb or verb in action.choices:
         return
     import difflib

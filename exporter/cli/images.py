@@ -91,7 +91,7 @@ def _add_images(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         help="remove, prune, export and import the images of the store",
         description="What else is done with the images of the store; skep list shows them.",
     )
-    verbs = images.add_subparsers(title="verbs", metavar="VERB", required=True)
+    verbs = images.add_subparsers(title="verbs", metavar="VERB", dest="images_verb", required=True)
     _add_list(verbs, "show them, as skep list does", "Show every stored version of every image.")
 
     remove = verbs.add_parser(

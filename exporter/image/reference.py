@@ -168,7 +168,7 @@ def parse_reference(text: str) -> Reference:
     """Read a reference of any kind.
 
     Raises:
-        ImageError: ``img.ref_syntax`` with the reason, or ``img.digest_syntax``
+        ImageError: ``img.ref_syntax`` with the reason (C source is one), or ``img.digest_syntax``
             when it is the digest that is malformed.
 
     Source: the reference grammar of github.com/distribution/reference, ``reference.go``
@@ -187,9 +187,20 @@ def parse_reference(text: str) -> Reference:
     is_path = text in (".", "..") or text.startswith(("/", "./", "../", "~/"))
     if text.endswith(".o") and (is_path or not set(text) & set("@:")):
         return Reference(ReferenceKind.FILE, path=text)
+    if text.endswith(".c") and (is_path or _may_be_a_file(text)):
+        raise ImageError(
+            f"object {text!r} is C source; compile it first: skep build {text} --output {text[:-2]}.o",
+            code="img.ref_syntax",
+        )
     if is_path:
         return Reference(ReferenceKind.LAYOUT, path=_layout_path(text, text))
     return _parse_registry(text)
+
+
+def _may_be_a_file(text: str) -> bool:
+    """Whether a name has neither tag nor digest nor host, so that who wrote it hardly meant a registry's image."""
+    first, slash, _ = text.partition("/")
+    return not set(text) & set("@:") and not (slash and ("." in first or first.lower() == "localhost"))
 
 
 def _parse_catalog(text: str) -> Reference:

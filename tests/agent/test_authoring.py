@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.terminal import Terminal
+
 from .harness import ROOT, SKEP, skep
 
 QUIET = ("--no-tty", "--interval=200ms", "--duration=2s")
@@ -133,6 +135,20 @@ def test_source_that_does_not_compile_shows_clangs_words_once(tmp_path: Path) ->
     assert f"{source}:2:9: error: " in done.stderr
     assert done.stderr.splitlines()[-1] == "skep: source 'wrong.bpf.c' does not compile; clang gave 1 error"
     assert not (tmp_path / "store").exists()
+
+
+def test_build_tells_a_terminal_what_it_is_at_and_leaves_only_its_result(tmp_path: Path) -> None:
+    """What began is on one line that is written over, and wiped out before clang's words are shown."""
+    good, bad = tmp_path / "good.bpf.c", tmp_path / "bad.bpf.c"
+    assert skep("init", str(good)).returncode == 0
+    bad.write_text("#include <skep.bpf.h>\nint x = nothing_like_it;\n")
+    for source, status in ((good, 0), (bad, 1)):
+        with Terminal([*SKEP, "build", str(source), "--output", str(tmp_path / "a.o")], cwd=ROOT) as terminal:
+            assert terminal.wait() == status, terminal.text
+            *steps, after = terminal.raw.split(b"\r\x1b[K")
+        assert any(b"compiling for" in step for step in steps)
+        assert b"compiling for" not in after
+        assert (b"nothing_like_it" in after) is (source is bad)
 
 
 @pytest.mark.parametrize(

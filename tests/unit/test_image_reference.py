@@ -142,6 +142,20 @@ def test_malformed_reference_says_why(text: str, reason: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("text", ["prog.bpf.c", "./prog.c", "/srv/prog.c", "src/prog.bpf.c"])
+def test_source_where_an_object_is_wanted_is_told_how_to_become_one(text: str) -> None:
+    """And no registry is asked for an image of that name."""
+    with pytest.raises(ImageError) as caught:
+        parse_reference(text)
+    assert str(caught.value).endswith(f"skep build {text} --output {text.removesuffix('.c')}.o")
+
+
+@pytest.mark.parametrize("text", ["registry.example/me/prog.c", "me/prog.c:1", "localhost/prog.c"])
+def test_image_may_be_called_like_a_source(text: str) -> None:
+    """Where a host or a tag says that it is one."""
+    assert parse_reference(text).kind is ReferenceKind.REGISTRY
+
+
 @pytest.mark.parametrize(
     "digest",
     [
