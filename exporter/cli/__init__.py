@@ -95,6 +95,19 @@ class _Parser(argparse.ArgumentParser):
         self.print_usage(sys.stderr)
         self.exit(2, "".join(f"{self.prog}: {line}\n" for line in (f"error: {message}", *hints)))
 
+    def take_late(self, args: argparse.Namespace, words: list[str]) -> list[str]:
+        """Take words for optional arguments that flags stand before; give those that are left.
+
+        ``skep build SRC --metadata FILE REF``: argparse looks for REF right after SRC only.
+        """
+        wanting = [one for one in self._actions if one.nargs == "?" and getattr(args, one.dest) is None]
+        wanting = [one for one in wanting if not one.option_strings and one.type is None]
+        if len(words) > len(wanting) or any(word.startswith("-") for word in words):
+            return words
+        for action, word in zip(wanting, words, strict=False):
+            setattr(args, action.dest, word)
+        return []
+
     def refuse(self, words: Sequence[str]) -> NoReturn:
         """Say of words that nobody takes what to do instead, where that is known."""
         hints = []
@@ -142,7 +155,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     _check_verb(whole, words)
     args, unknown = whole.parse_known_args(words)
     if unknown:
-        _parser_of(whole, args).refuse(unknown)
+        chosen = _parser_of(whole, args)
+        if unknown := chosen.take_late(args, unknown):
+            chosen.refuse(unknown)
     if args.verb is None:
         if not args.version:
             whole.error("no verb is given; skep --help lists them")

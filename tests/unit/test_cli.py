@@ -73,6 +73,18 @@ def test_near_miss_is_told_what_was_meant(words: list[str], said: str, capsys: p
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "words", [["build", "a.c", "--metadata", "m.yaml", "x/y:1"], ["build", "--metadata", "m.yaml", "a.c", "x/y:1"]]
+)
+def test_flags_may_stand_between_arguments(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As they may for every other command that a person knows."""
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 1
+    assert capsys.readouterr().err == "skep: source 'a.c' does not exist\n"
+
+
 def test_version_flag_prints_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     """What scripts ask first."""
     assert main(["--version"]) == 0
