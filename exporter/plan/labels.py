@@ -38,6 +38,7 @@ class LabelReader:
         whole: What the tags on the map's variable say about a key that is no struct.
         scalar_name: What such a key is called, if not as usual.
         time: The member that holds the record's time, once :meth:`rules` has met it.
+        beside: Of elements of arrays of structs: the members met so far, which are no leaves of the layout.
     """
 
     map: MapContext
@@ -51,6 +52,7 @@ class LabelReader:
     rules_made: list[LabelRule] = field(default_factory=list)
     used: set[str] = field(default_factory=set)
     conditions: tuple[Condition, ...] = ()
+    beside: dict[str, Field] = field(default_factory=dict)
 
     def rules(self, *, slot_wanted: bool = False) -> tuple[tuple[LabelRule, ...], ValueRule | None]:
         """The labels in the order of the members, and where the slot number lies if one was wanted."""
@@ -171,7 +173,9 @@ class LabelReader:
             return
         step = member.size_bits // member.count
         for index in range(member.count):
-            self._member(member.element.moved(index * step, f"{member.name}.{index}"))
+            element = member.element.moved(index * step, f"{member.name}.{index}")
+            self.beside |= {leaf.name: leaf for leaf in element.leaves()}
+            self._member(element)
 
     def _union(self, union: Field, declared: LabelDeclaration) -> None:
         """By its tag, by what is said about its members, or else all its bytes as they are."""
@@ -191,7 +195,7 @@ class LabelReader:
         """The member that the tag says holds; the others have no label then."""
         shown = f"{self.part} member {union.name!r}: union={tag}"
         parent = union.name.rpartition(".")[0]
-        leaves = {leaf.name: leaf for leaf in self.layout.leaves()}
+        leaves = {leaf.name: leaf for leaf in self.layout.leaves()} | self.beside
         by = leaves.get(f"{parent}.{tag}" if parent else tag) or leaves.get(tag)
         if by is None or by.kind not in _NUMBERS or by.size_bits > 64:
             found = described(by) if by else "no member"

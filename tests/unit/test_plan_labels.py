@@ -382,3 +382,18 @@ def test_header_has_every_typedef_that_names_a_decoder() -> None:
     kernels = {"mac_addr"}  # vmlinux.h has it
     for name in typedef_decoders().keys() - kernels:
         assert re.search(rf"^typedef \w+ {name}(\[\d+\])?;", header, re.MULTILINE), name
+
+
+def test_unions_in_an_array_of_structs_are_each_shown_by_the_tag_beside_them() -> None:
+    """That of the same element."""
+    text = """
+    struct end { u16 family; u16 pad; union { u32 v4 TAG("case=2"); u64 id TAG("case=*"); } who TAG("union=family"); };
+    struct key { struct end pair[2]; };
+    MAP(counter_x, HASH, 9, struct key, u64);
+    """
+    rules = {rule.name: rule for rule in table_of(plan_of(text), "counter_x").labels}
+    for index in range(2):
+        family = rules[f"pair.{index}.family"]
+        for member in ("v4", "id"):
+            (only,) = rules[f"pair.{index}.who.{member}"].conditions
+            assert (only.offset_bits, only.size_bits) == (family.offset_bits, family.size_bits)
