@@ -156,14 +156,7 @@ def key_labels(labels: Sequence[LabelRule], spans: Sequence[KeySpan]) -> tuple[L
             at += span.size
         return offset_bits - span.offset * 8 + at * 8
 
-    return tuple(
-        replace(
-            rule,
-            offset_bits=place(rule.offset_bits),
-            conditions=tuple(replace(one, offset_bits=place(one.offset_bits)) for one in rule.conditions),
-        )
-        for rule in labels
-    )
+    return tuple(rule.placed(place) for rule in labels)
 
 
 def key_mask(labels: Sequence[LabelRule], size: int) -> bytes:

@@ -288,11 +288,8 @@ class _MapPlanner:
 
 def _moved(rule: LabelRule, before_bytes: int) -> LabelRule:
     """A rule of a key that others were put before."""
-    stack = rule.stack
-    if stack is not None and stack.process is not None:
-        stack = replace(stack, process=(stack.process[0] + 8 * before_bytes, stack.process[1]))
-    offset_bits, base_bytes = rule.offset_bits + 8 * before_bytes, rule.base_bytes + before_bytes
-    return replace(rule, offset_bits=offset_bits, base_bytes=base_bytes, stack=stack)
+    moved = rule.placed(lambda offset_bits: offset_bits + 8 * before_bytes)
+    return replace(moved, base_bytes=rule.base_bytes + before_bytes)
 
 
 def _with_slot_moved(metric: Metric, before_bytes: int) -> Metric:

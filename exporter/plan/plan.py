@@ -6,7 +6,8 @@ operations, and what the agent turns into a load request.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from exporter.config import AttachConfig
 from exporter.model import Instrument, Scope
@@ -104,9 +105,22 @@ class LabelRule:
 
     @property
     def places(self) -> tuple[tuple[int, int], ...]:
-        """``(offset_bits, size_bits)`` of all that it reads: of its elements together, and of each condition."""
+        """``(offset_bits, size_bits)`` of all it reads: its elements together, each condition, a stack's process."""
         own = (self.offset_bits, self.size_bits * self.count)
-        return (own, *((one.offset_bits, one.size_bits) for one in self.conditions))
+        process = (self.stack.process,) if self.stack is not None and self.stack.process is not None else ()
+        return (own, *((one.offset_bits, one.size_bits) for one in self.conditions), *process)
+
+    def placed(self, place: Callable[[int], int]) -> LabelRule:
+        """The same label where all that it reads lies elsewhere; ``place`` tells the new place of a bit."""
+        stack = self.stack
+        if stack is not None and stack.process is not None:
+            stack = replace(stack, process=(place(stack.process[0]), stack.process[1]))
+        return replace(
+            self,
+            offset_bits=place(self.offset_bits),
+            conditions=tuple(replace(one, offset_bits=place(one.offset_bits)) for one in self.conditions),
+            stack=stack,
+        )
 
     def excludes(self, other: LabelRule) -> bool:
         """Whether no row has both labels, so that they may share a name."""

@@ -14,7 +14,16 @@ from exporter.collect import Frame, SeriesBudget
 from exporter.collect.tally import KeySpan, key_labels, key_mask, key_spans, record_key
 from exporter.errors import PlanError
 from exporter.model import CellType, Instrument, Kind
-from exporter.plan.plan import Condition, LabelRule, MetricPlan, RecordRule, Step, TablePlan, ValueRule
+from exporter.plan.plan import (
+    Condition,
+    LabelRule,
+    MetricPlan,
+    RecordRule,
+    StackSource,
+    Step,
+    TablePlan,
+    ValueRule,
+)
 from tests.support.frame_model import OVERFLOW, SCOPE, SECOND, START, counter, unresolved
 from tests.support.record_model import TallyModel, framed
 
@@ -227,6 +236,21 @@ def test_key_is_made_of_label_bytes_only() -> None:
     assert mask == b"\x18\xff\xff" + b"\xff" * 12
     data = bytes(range(0x41, 0x41 + 12)) + b"ab\0defgh" + bytes(20)
     assert record_key(data, spans, mask) == b"\x00BC" + b"IJKL" + b"ab\0\0\0\0\0\0"
+
+
+def test_stack_of_a_record_is_that_of_its_process() -> None:
+    """Two processes may have one stack id; the number of the process is no label, and tells them apart."""
+    stack = LabelRule("stack", "ustack", 160, 32, stack=StackSource("stacks", (64, 32)))
+    frame = Frame(
+        dataclasses.replace(PLAN, labels=(stack,)),
+        scope=SCOPE,
+        resolve=lambda decoder, value: f"{decoder} {value >> 32}/{value & 0xFFFFFFFF}",
+        budget=SeriesBudget(100),
+        start_ns=START,
+    )
+    frame.add(framed(record(pid=7, delta=5), record(pid=8, delta=5), record(pid=7, delta=5)), START)
+    counts = {text: cells[0] for text, (cells, _) in shown(frame).items()}
+    assert counts == {b'stack="ustack:stacks 7/5"': 2, b'stack="ustack:stacks 8/5"': 1}
 
 
 def test_text_that_is_also_read_whole_is_told_apart_by_all_of_its_bytes() -> None:

@@ -55,6 +55,29 @@ def test_slot_number_and_prefix_of_an_inner_key_lie_behind_the_outer_one() -> No
     assert (prefix.name, prefix.base_bytes, prefix.offset_bits) == ("prefix", 12, 8 * 16)
 
 
+def test_tag_of_a_union_in_an_inner_key_lies_behind_the_outer_one() -> None:
+    """Else bytes of the outer key would decide which member holds."""
+    text = """
+    struct in { u16 family; u16 pad; union { u32 v4 TAG("case=2") TAG("label=peer"); u64 id TAG("case=*"); } who
+                TAG("union=family"); };
+    """
+    rules = table_of(plan_of(text + source(key="struct in", outer="u64")), "counter_x").labels
+    assert [rule.name for rule in rules] == ["outer", "family", "peer", "who.id"]
+    assert [[one.offset_bits for one in rule.conditions] for rule in rules] == [[], [], [8 * 12], [8 * 12]]
+    assert rules[1].offset_bits == 8 * 12
+
+
+def test_process_of_a_stack_in_an_inner_key_lies_behind_the_outer_one() -> None:
+    """Its addresses are that process's."""
+    text = """
+    struct { __uint(type, STACK_TRACE); __uint(max_entries, 9); __uint(key_size, 4); __uint(value_size, 64); }
+        stacks SEC(".maps");
+    struct in { u32 tgid; s32 user TAG("decode=ustack"); };
+    """
+    rules = table_of(plan_of(text + source(key="struct in", outer="u64")), "counter_x").labels
+    assert rules[2].stack is not None and rules[2].stack.process == (8 * 12, 32)
+
+
 def test_per_cpu_values_of_inner_maps_are_summed() -> None:
     """As those of any map."""
     table = table_of(plan_of(source(type="PERCPU_ARRAY", key="u32", outer_type="ARRAY_OF_MAPS")), "counter_x")
