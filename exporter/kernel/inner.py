@@ -34,6 +34,10 @@ class InnerRows:
     Args:
         outer: A hash or array of maps.
         key_size, value_size: Of the inner maps.
+
+    Attributes:
+        max_entries: Rows that all inner maps of the last reading can hold.
+        is_array: Whether those are arrays, which are always full.
     """
 
     def __init__(self, outer: Map, *, key_size: int, value_size: int) -> None:
@@ -61,17 +65,18 @@ class InnerRows:
             for i in range(batch.count)
         ]
         self._let_go({number for _, number in held})
-        most = 0
+        most, arrays = 0, False
         for key, number in held:
             inner = self._inner(number)
             if inner is None:
                 continue
             most += inner.max_entries
+            arrays = arrays or inner.is_array
             prefix = key + _ID.pack(number)
             for batch in inner.batches(_CHUNK_ROWS):
                 keys = memoryview(prefixed(prefix, batch.keys, batch.count, self._key_size))
                 yield Batch(batch.count, keys, batch.values, batch.value_stride, batch.cpus)
-        self.max_entries = most
+        self.max_entries, self.is_array = most, arrays
 
     @property
     def open_maps(self) -> int:

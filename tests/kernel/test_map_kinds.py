@@ -309,6 +309,8 @@ def test_rows_of_inner_maps_have_the_outer_keys_labels_too(running: Running) -> 
     samples = scrape(program)
     assert named(samples, "ebpf_levels") == {frozenset({("level", "5"), ("index", "2")}): 4}
     assert [rule.name for rule in table_of(program.plan, "requests").labels] == ["zone", "name", "code"]
+    # Room is that of the maps inside; an array is always full, inside another map too.
+    assert program.map_entries == {"requests": (4, 2 * 64)}
 
 
 @pytest.mark.matrix("map", "hash_of_maps lpm_trie")
