@@ -150,6 +150,9 @@ class _Planner:
                 continue
             if entry.name in names:  # a static variable inside a function may be called so
                 continue
+            if not entry.size:
+                self._problem("value", f"global {entry.name!r}: an array without elements; give it a length")
+                continue
             try:
                 spec, source = as_array(self.spec, entry, histogram=self._kind_of(entry, prefix_kind) == "histogram")
                 context = MapContext(self.spec, self.document, spec, base_name, self.problems, self.notes, "global")

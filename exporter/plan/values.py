@@ -426,7 +426,7 @@ def is_number(leaf: Field) -> bool:
 
 def is_slot_array(leaf: Field, declared: MetricDeclaration) -> bool:
     """Whether a field holds a count per slot: an array of unsigned integers so tagged, so named, or all there is."""
-    if leaf.kind is not FieldKind.ARRAY or leaf.signed or leaf.size_bits // leaf.count > 64:
+    if leaf.kind is not FieldKind.ARRAY or leaf.signed or not leaf.count or leaf.size_bits // leaf.count > 64:
         return False
     return not leaf.name or declared.slots is not None or leaf.name.rpartition(".")[2] == "slots"
 

@@ -5,18 +5,24 @@ not overlap, every rule lies inside its row, bounds increase.
 """
 
 import functools
+import json
 import re
 from collections.abc import Mapping, Sequence
 
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from exporter.agent.program import plan_identity
 from exporter.bpf import ObjectSpec, read_object
+from exporter.cli.build import summary
+from exporter.cli.plan import plan_json, plan_text
 from exporter.collect import RecordDecoder
 from exporter.collect.histogram import compile_values
 from exporter.collect.labels import ATTRIBUTE_OF_POINT, compile_labels
 from exporter.collect.tally import compile_records
 from exporter.config import AttachConfig, EventConfig, ImageConfig, Limits, MetricConfig
+from exporter.dashboard import render
+from exporter.dashboard.image import image_board
 from exporter.errors import ObjectError, PlanError, Problems
 from exporter.model import Kind, prometheus_label
 from exporter.plan import DECODERS, LabelRule, Plan, ValueRule, make_plan, parse_metadata
@@ -195,6 +201,10 @@ def check(plan: Plan) -> None:
         assert stream.time is None or inside(stream.time, stream.record_size)
         assert stream.metrics == any(table.map == stream.map and table.records for table in plan.tables)
         RecordDecoder(stream, scope=plan.scope, resolve=lambda *_: "")
+    # Everyone who shows a plan can show this one.
+    assert plan_text(plan).startswith("image image\n") and plan_identity(plan)
+    assert json.dumps(plan_json(plan)) and summary(plan) and all("\n" not in note for note in plan.notes)
+    json.loads(render(image_board(plan)))
 
 
 def plan(spec: ObjectSpec, config: ImageConfig, metadata: Mapping[str, object]) -> None:
@@ -247,8 +257,35 @@ def tags(draw: st.DrawFn) -> str:
     said |= {key: ["true", "false"] for key in flags}
     said |= {"label": ["a", "b.c:uint", "d:cgroup", "d:map(0=x)"], "decode": [*sorted(DECODERS), *EXPRESSIONS]}
     said |= {"union": ["m0", "m1", "m2.m0"], "case": ["0", "1,OP_A", "-1", "*"], "index": ["i", "a:enum(op)", "b:hex"]}
+    said |= {"value": ["true", "false"], "series": ["true", "false"], "stack": ["m0", "counter_m1", "none"]}
+    said |= {"count": ["ebpf.counted"], "record": ["struct s0", "s1", "duration"], "switch": ["v0"]}
     key = draw(st.sampled_from(sorted(said)))
     return f"skep:{key}={draw(st.sampled_from(said[key]))}"
+
+
+OF_MAPS = (12, 13)
+MAP_TYPES = [1, 1, 2, 4, 5, 6, 7, 9, 11, *OF_MAPS, 19, 21, 22, 23, 27, 27, 29, 30, 31, 32, 33, 99]
+
+
+def inner_map(btf: BtfWriter, kind: int, key: int, value: int) -> int:
+    """What the maps inside a map are, as ``__array(values, struct {…})`` says it."""
+    members = [btf.number(kind), btf.number(4), btf.ptr(key), btf.ptr(value)]
+    names = ("type", "max_entries", "key", "value")
+    return btf.struct(
+        "", 32, [(name, used, 64 * at) for at, (name, used) in enumerate(zip(names, members, strict=True))]
+    )
+
+
+def draw_sized(draw: st.DrawFn, btf: BtfWriter) -> tuple[int, int]:
+    """The type and size of a variable: a number, a struct of two, or an array of either."""
+    number = btf.int("u64", 8)
+    made, size = draw(
+        st.sampled_from([(number, 8), (btf.struct("pair", 16, [("a", number, 0), ("sum", number, 64)]), 16)])
+    )
+    if draw(st.booleans()):
+        count = draw(st.integers(0, 5))
+        made, size = btf.array(made, count), size * count
+    return made, size
 
 
 @st.composite
@@ -265,8 +302,19 @@ def objects(draw: st.DrawFn) -> ObjectWriter:
     for index in range(draw(st.integers(1, 3))):
         prefix = draw(st.sampled_from(["counter_", "gauge_", "hist_", "print_", ""]))
         key, value = draw(st.sampled_from(types)), draw(st.sampled_from(types))
-        kind = draw(st.sampled_from([1, 1, 2, 5, 6, 9, 11, 27, 99]))
-        var = writer.map(f"{prefix}m{index}", kind, draw(st.integers(1, 5)), key=key, value=value)
+        kind = draw(st.sampled_from(MAP_TYPES))
+        extra = []
+        if kind in OF_MAPS:
+            inner = draw(st.sampled_from(MAP_TYPES)), draw(st.sampled_from(types)), draw(st.sampled_from(types))
+            extra = [("values", btf.array(btf.ptr(inner_map(btf, *inner)), 0))]
+        var = writer.map(
+            f"{prefix}m{index}", kind, draw(st.integers(0, 5)), key=key, value=0 if extra else value, extra=extra
+        )
+        for tag in draw(st.lists(tags(), max_size=2)):
+            btf.decl_tag(tag, var)
+    for index in range(draw(st.integers(0, 2))):
+        prefix = draw(st.sampled_from(["counter_", "gauge_", "hist_", ""]))
+        var = writer.variable(draw(st.sampled_from([".bss", ".rodata"])), f"{prefix}v{index}", *draw_sized(draw, btf))
         for tag in draw(st.lists(tags(), max_size=2)):
             btf.decl_tag(tag, var)
     return writer

@@ -96,6 +96,7 @@ def test_struct_with_tagged_members_is_exported_where_its_variable_says_so() -> 
     [
         ('u64 x TAG("kind=event");', "global 'x': a variable gives no events"),
         ('char x[8] TAG("kind=counter");', "global 'x': its value is an array of 8 chars"),
+        ('u64 x[0] TAG("kind=histogram");', "global 'x': an array without elements; give it a length"),
         ('u64 x TAG("unit=s");', "global 'x': it has unit but no kind"),
         ('u64 x TAG("kind=counter") TAG("name=skep.x");', "global 'x': metric name 'skep_x_total' begins as"),
         ('u64 x TAG("kind=counter") TAG("name=ebpf.y"); u64 counter_y;', "is also that of"),
