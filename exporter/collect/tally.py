@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from exporter.collect.histogram import Bits, Number, checked, native_bits, read_number, wrap
 from exporter.errors import PlanError

@@ -18,6 +18,7 @@ from exporter.errors import KernelError
 from exporter.hooks import Hook, hook_of, known_word, release, split_section
 
 from .features import Capability, Features
+from .map_types import map_kind
 
 if TYPE_CHECKING:
     from .channel import Failure
@@ -324,16 +325,29 @@ def _load_remedy(case: _Case, program: str) -> str:
     return "the kernel refuses to load it in spite of its capabilities; look for a security module or a container limit"
 
 
+_INSTEAD = {
+    "ringbuf": "a perf event array",
+    "task_storage": "a hash by bpf_get_current_pid_tgid()",
+    "cgrp_storage": "a hash by bpf_get_current_cgroup_id()",
+    "inode_storage": "a hash by inode number",
+    "sk_storage": "a hash by bpf_get_socket_cookie()",
+}
+"""Of a map type that a kernel does not have yet."""
+
+
 def _explain_map(case: _Case, name: str, number: int) -> tuple[str, str]:
     if number in (errno.ENOMEM, errno.E2BIG):
         message = f"map {name!r}: the kernel has no memory for it ({errno_name(number)}); lower its max_entries"
         return message, "kernel.memory"
     if number in (errno.EPERM, errno.EACCES):
         return f"map {name!r}: {_load_remedy(case, '')}", "kernel.permission"
-    if number == errno.EINVAL and not case.features.ring_buffers:
-        message = f"map {name!r}: {case.kernel} refuses it and has no ring buffers (first in 5.8)"
-        return message + "; use a perf event array", "kernel.ring"
-    message = f"map {name!r}: the kernel refuses its definition ({errno_name(number)})"
+    noted = re.search(rf"^loader: map {re.escape(name)} is of type (\d+)$", case.log, re.MULTILINE)
+    kind = map_kind(int(noted[1])) if noted else None
+    if number in (errno.EINVAL, errno.EOPNOTSUPP, ENOTSUPP) and kind and case.features.version < kind.since:
+        message = f"map {name!r}: {case.kernel} has no maps of type {kind.name} (first in {release(kind.since)})"
+        return f"{message}; use {_INSTEAD.get(kind.name, 'another type')}, or a newer kernel", "kernel.map_type"
+    of_type = f" of type {kind.name if kind else noted[1]}" if noted else ""
+    message = f"map {name!r}: {case.kernel} refuses its definition{of_type} ({errno_name(number)})"
     return message + "; see that type, sizes, max_entries and flags go together", "elf.map_def"
 
 

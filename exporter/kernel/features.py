@@ -11,9 +11,6 @@ from pathlib import Path
 VMLINUX_BTF = Path("/sys/kernel/btf/vmlinux")
 TRACEFS = (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing"))
 
-RING_BUFFER_SINCE = (5, 8)
-"""Linux kernel commit 457f44363a88 ("bpf: Implement BPF ring buffer and verifier support for it")."""
-
 
 class Capability(enum.IntEnum):
     """Bits of ``CapEff`` that matter here; numbers of ``linux/capability.h``."""
@@ -48,11 +45,6 @@ class Features:
     capabilities: frozenset[Capability]
     perf_event_paranoid: int | None
     lockdown: str
-
-    @property
-    def ring_buffers(self) -> bool:
-        """Whether the kernel has ``BPF_MAP_TYPE_RINGBUF``."""
-        return self.version >= RING_BUFFER_SINCE
 
     def has(self, *capabilities: Capability) -> bool:
         """Whether all of them are effective; CAP_SYS_ADMIN stands for CAP_BPF and CAP_PERFMON as the kernel has it."""

@@ -116,6 +116,8 @@ def _serve(request: Request, image: int, types: list[int]) -> tuple[Answer, list
                 raise RefusalError.by(error, "enums") from None
             # No types anywhere: then the object's own values are the best there are.
             enums = {name: {} for name in request["enums"]}
+    for map_ in opened.maps():
+        _note(f"map {map_.name} is of type {map_.type}")
     _note("loading the object")
     loading_s = time.monotonic()
     try:

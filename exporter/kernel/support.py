@@ -22,6 +22,7 @@ from pathlib import Path
 from . import _libbpf
 from .diagnosis import ENOTSUPP, MEMCG_SINCE, errno_name
 from .features import Capability, Features, libbpf_version, probe
+from .map_types import MAP_KINDS
 
 Version = tuple[int, int]
 
@@ -85,7 +86,7 @@ def findings() -> list[Finding]:
     return [
         *host_findings(features),
         *(_hook_finding(hook, features) for hook in _HOOKS),
-        *(_type_finding("map", *row, partial(_libbpf.probe_map_type, row[0]), features) for row in _MAPS),
+        *(_type_finding("map", *row, partial(_libbpf.probe_map_type, row[0]), features) for row in MAP_KINDS),
         *(
             _type_finding("helper", number, name, since, partial(_libbpf.probe_helper, type_, number), features)
             for number, name, since, type_ in _HELPERS
@@ -203,17 +204,6 @@ _HOOKS = (
     _Hook("flow_dissector", (4, 20), _type(22), Capability.NET_ADMIN),
     _Hook("struct_ops", (5, 6), _type(_STRUCT_OPS), Capability.NET_ADMIN, needs_btf=True),
     _Hook("syscall", (5, 14), _type(31)),
-)  # fmt: skip
-
-_MAPS: tuple[tuple[int, str, Version], ...] = (
-    (1, "hash", (3, 19)), (2, "array", (3, 19)), (5, "percpu_hash", (4, 6)), (6, "percpu_array", (4, 6)),
-    (9, "lru_hash", (4, 10)), (10, "lru_percpu_hash", (4, 10)), (11, "lpm_trie", (4, 11)), (27, "ringbuf", (5, 8)),
-    (4, "perf_event_array", (4, 3)), (7, "stack_trace", (4, 6)), (12, "array_of_maps", (4, 12)),
-    (13, "hash_of_maps", (4, 12)), (22, "queue", (4, 20)), (23, "stack", (4, 20)), (24, "sk_storage", (5, 2)),
-    (28, "inode_storage", (5, 10)), (29, "task_storage", (5, 11)), (32, "cgrp_storage", (6, 2)),
-    (19, "cgroup_storage", (4, 19)), (30, "bloom_filter", (5, 16)), (31, "user_ringbuf", (6, 1)), (33, "arena", (6, 9)),
-    (3, "prog_array", (4, 2)), (8, "cgroup_array", (4, 8)), (14, "devmap", (4, 14)), (15, "sockmap", (4, 14)),
-    (16, "cpumap", (4, 15)), (17, "xskmap", (4, 18)), (18, "sockhash", (4, 18)), (26, "struct_ops", (5, 6)),
 )  # fmt: skip
 
 _HELPERS: tuple[tuple[int, str, Version, int], ...] = (

@@ -254,6 +254,26 @@ def test_ring_with_a_value_size_is_refused_until_it_is_cleared(loading: Loading)
     assert collection.maps["events"].value_size == 0
 
 
+def test_map_type_that_this_kernel_does_not_have_is_named(loading: Loading) -> None:
+    """With the kernel, and the first that has it if there is one."""
+    release = probe().release
+    with pytest.raises(KernelError) as caught:
+        loading("future_map", SYSCALL)
+    assert caught.value.code == "elf.map_def"
+    assert f"map 'future': this kernel ({release}) refuses its definition of type 9999 (EINVAL" in one_line(
+        caught.value
+    )
+    storage = ProgramRequest("on_syscall", "tp_btf/sys_enter")
+    try:
+        loading("storage_cgroup", storage)
+    except KernelError as error:
+        assert error.code == "kernel.map_type"
+        assert f"this kernel ({release}) has no maps of type cgrp_storage (first in 6.2)" in one_line(error)
+        assert probe().version < (6, 2)
+    else:
+        assert probe().version >= (6, 2)
+
+
 LOAD_ONE = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -455,5 +475,4 @@ def test_probe_describes_this_machine() -> None:
     features = probe()
     assert features.release == os.uname().release
     assert features.btf == Path("/sys/kernel/btf/vmlinux").exists()
-    assert features.ring_buffers
     assert features.tracefs

@@ -179,10 +179,25 @@ NO_LOADING = (
         ),
         (
             failing("load", errno.EINVAL),
-            "libbpf: map 'events': failed to create: Invalid argument(-22)\n",
+            "loader: map events is of type 27\nlibbpf: map 'events': failed to create: Invalid argument(-22)\n",
             replace(ROOT, release="5.4.0", version=(5, 4)),
-            "kernel.ring",
-            "first in 5.8); use a perf event array",
+            "kernel.map_type",
+            "this kernel (5.4.0) has no maps of type ringbuf (first in 5.8); use a perf event array, or a newer kernel",
+        ),
+        (
+            failing("load", errno.EINVAL),
+            "loader: map m2 is of type 1\nloader: map m is of type 32\nloader: loading the object\n"
+            "libbpf: map 'm': failed to create: Invalid argument(-22)\n",
+            replace(ROOT, release="6.1.0", version=(6, 1)),
+            "kernel.map_type",
+            "map 'm': this kernel (6.1.0) has no maps of type cgrp_storage (first in 6.2); use a hash by",
+        ),
+        (
+            failing("load", errno.EINVAL),
+            "loader: map m is of type 99\nlibbpf: map 'm': failed to create: Invalid argument(-22)\n",
+            ROOT,
+            "elf.map_def",
+            "map 'm': this kernel (6.12.1) refuses its definition of type 99 (EINVAL",
         ),
         (
             failing("load", errno.EINVAL),

@@ -163,4 +163,3 @@ def test_sys_admin_stands_for_bpf_and_perfmon() -> None:
     features = Features("6.1", (6, 1), True, True, frozenset({Capability.SYS_ADMIN}), 2, "")
     assert features.has(Capability.BPF, Capability.PERFMON)
     assert not features.has(Capability.NET_ADMIN)
-    assert Features("5.7", (5, 7), True, True, frozenset(), 2, "").ring_buffers is False
