@@ -1,4 +1,4 @@
-"""``skep build``: one C file becomes an image in the store; and how the shipped catalog is made.
+"""``skep build``: one C file, or an object that exists, becomes an image; and how the shipped catalog is made.
 
 What is built is also read back and planned, so that a struct which cannot be a
 label, or an unknown tag, is refused here and not on the hosts.
@@ -47,12 +47,22 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add ``build``."""
     parser = subparsers.add_parser(
         "build",
-        help="compile one C file into an image",
-        description="Compile one eBPF C file and store it as an image, for amd64 and arm64 where the source allows it.",
+        help="make an image of one C file, or of an object that exists",
+        description="Compile one eBPF C file and store it as an image, for amd64 and arm64 where the source allows it; "
+        "an object, NAME.o, is stored as it is, with what --metadata says about it.",
     )
-    parser.add_argument("source", metavar="SRC", type=Path, help="C file; with --catalog a folder of them")
+    parser.add_argument(
+        "source", metavar="SRC", type=Path, help="C file, or object NAME.o; with --catalog a folder of them"
+    )
     parser.add_argument("reference", metavar="REF", nargs="?", help="name of the image; with --catalog the OCI layout")
     parser.add_argument("--metadata", metavar="FILE", type=Path, help="YAML that says what tags do not")
+    parser.add_argument(
+        "--architecture",
+        metavar="ARCH",
+        action="append",
+        default=[],
+        help="of an object: what machines it is for; repeatable (default: such as this one)",
+    )
     parser.add_argument(
         "--btf", metavar="FILE", type=Path, help="types of kernels that do not show their own: BTF, or an archive of it"
     )
@@ -103,21 +113,12 @@ def _run(args: argparse.Namespace) -> int:
 
     # Before clang runs: a misspelt name should not cost a build.
     reference = parse_reference(args.reference) if args.reference and not args.binary_only else None
-    source = Source(
-        path=_existing(args.source, "source"),
-        include_dirs=tuple(_existing(path, "include folder") for path in args.include_dirs),
-        cflags=tuple(word for flags in args.cflags for word in shlex.split(flags)),
-        mcpu=args.mcpu,
-        vmlinux=_vmlinux(args.vmlinux),
-    )
     metadata = read_metadata(args.metadata) if args.metadata else {}
     types = _types(args.btf) if args.btf else b""
-    try:
-        with steps(source.path.name) as step:
-            built = build(Clang(), source, metadata, warn=_warn, step=step)
-    except CompileError as error:
-        sys.stderr.write(error.diagnostics)
-        raise
+    if args.source.suffix == ".o":
+        built = _given(args, metadata)
+    else:
+        built = _compiled(args, metadata)
     for line in summary(built.plan):
         print(line)
     if args.output:
@@ -129,6 +130,48 @@ def _run(args: argparse.Namespace) -> int:
         digest = store.add(reference, built.objects, metadata, annotations, types)
         print(f"{reference} {digest} ({', '.join(built.objects)})")
     return 0
+
+
+def _given(args: argparse.Namespace, metadata: Mapping[str, Any]) -> Built:
+    """An object that somebody else compiled."""
+    from exporter.image import host_architecture
+    from exporter.image.formats import normalise_architecture
+
+    for name in ("cflags", "include_dirs", "vmlinux", "output"):
+        if getattr(args, name):
+            option = {"include_dirs": "-I"}.get(name, f"--{name}")
+            raise ConfigError(f"{option} is for a C file, and {str(args.source)!r} is compiled already; leave it out")
+    content = _existing(args.source, "object").read_bytes()
+    words = [normalise_architecture(text) for text in args.architecture] or [host_architecture()]
+    for word in words:
+        if word not in TARGET_MACROS:
+            raise ConfigError(f"--architecture {word!r}: expected one of {', '.join(TARGET_MACROS)}")
+    source = Source(path=args.source)
+    objects = dict.fromkeys(words, content)
+    plan = _plan(source, objects, metadata)
+    if functions := fetching_atomics(content):
+        names = ", ".join(repr(name) for name in functions)
+        _warn(f"object {args.source.name!r}: {names} has an atomic operation that kernels before 5.12 do not have")
+    return Built(objects, words[0], plan)
+
+
+def _compiled(args: argparse.Namespace, metadata: Mapping[str, Any]) -> Built:
+    """What clang makes of a C file."""
+    if args.architecture:
+        raise ConfigError("--architecture is for an object NAME.o; a C file is compiled for all that it is good for")
+    source = Source(
+        path=_existing(args.source, "source"),
+        include_dirs=tuple(_existing(path, "include folder") for path in args.include_dirs),
+        cflags=tuple(word for flags in args.cflags for word in shlex.split(flags)),
+        mcpu=args.mcpu,
+        vmlinux=_vmlinux(args.vmlinux),
+    )
+    try:
+        with steps(source.path.name) as step:
+            return build(Clang(), source, metadata, warn=_warn, step=step)
+    except CompileError as error:
+        sys.stderr.write(error.diagnostics)
+        raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +288,7 @@ def _plan(source: Source, objects: Mapping[str, bytes], metadata: Mapping[str, A
     from exporter.config import ImageConfig
     from exporter.plan import make_plan
 
-    config = ImageConfig(name=source.path.name.removesuffix(".c").removesuffix(".bpf"), ref=str(source.path))
+    config = ImageConfig(name=source.path.stem.removesuffix(".bpf"), ref=str(source.path))
     plans = {
         name: make_plan(read_object(content), config=config, version="", metadata=metadata, possible_cpus=1)
         for name, content in objects.items()

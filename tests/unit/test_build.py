@@ -14,7 +14,8 @@ from exporter.bpf import layout_of, read_object
 from exporter.cli import build as verb
 from exporter.cli.clang import Clang, CompileError, Source, fetching_atomics, register_readers
 from exporter.errors import SkepError
-from exporter.image import Store, parse_reference
+from exporter.image import Store, host_architecture, parse_reference
+from tests.support.clang import compile_bpf
 
 ROOT = Path(__file__).parents[2]
 NATIVE = ROOT / "_native"
@@ -343,6 +344,10 @@ def test_what_cannot_be_exported_is_refused_at_build(
     (["{source}", "x/y:1", "--vmlinux=amd64:/nowhere"], "vmlinux.h '/nowhere' does not exist"),
     (["/nowhere.c", "x/y:1"], "source '/nowhere.c' does not exist"),
     (["{source}", "X//y:"], "X//y:"),
+    (["{source}", "x/y:1", "--architecture=arm64"], "--architecture is for an object NAME.o"),
+    (["/nowhere.o", "x/y:1"], "object '/nowhere.o' does not exist"),
+    (["/nowhere.o", "x/y:1", "--cflags=-DX"], "--cflags is for a C file, and '/nowhere.o' is compiled already"),
+    (["/nowhere.o", "-o", "x.o"], "--output is for a C file"),
     (["{source}", "x/y:1", "-I", "/nowhere"], "include folder '/nowhere' does not exist"),
 ])  # fmt: skip
 def test_misused_option_is_one_line(
@@ -475,3 +480,30 @@ def test_types_of_kernels_are_put_into_the_image(tmp_path: Path, capsys: pytest.
     for path, words in ((source, "expected BTF, or a tar archive of it"), (tmp_path / "none", "No such file")):
         assert run(source, "registry.example/me/prog:1", "--btf", path, store=store) != 0
         assert words in capsys.readouterr().err
+
+
+def test_object_that_exists_becomes_an_image_with_its_metadata(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Byte for byte, for the machines it is said to be for; what it cannot be is refused as of a source."""
+    content = compile_bpf("MAP(calls, HASH, 9, u32, u64);")
+    path, store = tmp_path / "tool.bpf.o", tmp_path / "store"
+    path.write_bytes(content)
+    metadata = written(tmp_path, "version: 1\nmetrics: {calls: {kind: counter}}\n", "m.yaml")
+    assert run(path, "x/tool:1", "--metadata", metadata, store=store) == 0
+    assert "counter   ebpf_calls_total{key}" in capfd.readouterr().out
+    bundle = Store(store).bundle(parse_reference("x/tool:1"))
+    assert (bundle.object, bundle.architecture) == (content, host_architecture())
+    assert bundle.metadata["metrics"] == {"calls": {"kind": "counter"}}
+    assert run(path, "x/tool:2", "--architecture=x86_64", "--architecture=arm64", store=store) == 0
+    assert "exports nothing" in (said := capfd.readouterr().out) and "(amd64, arm64)" in said
+    wrong = written(tmp_path, "version: 1\nmetrics: {none: {kind: counter}}\n", "w.yaml")
+    for change, words in (
+        (["--metadata", wrong], "no such map"),
+        (["--architecture=sparc"], "--architecture 'sparc': expected one of amd64, arm64"),
+    ):
+        assert run(path, "x/tool:3", *change, store=store) == 1
+        assert words in capfd.readouterr().err
+    path.write_bytes(b"\x7fELF")
+    assert run(path, "x/tool:3", store=store) == 1
+    assert capfd.readouterr().err.count("\n") == 1
