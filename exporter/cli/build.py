@@ -115,10 +115,7 @@ def _run(args: argparse.Namespace) -> int:
     reference = parse_reference(args.reference) if args.reference and not args.binary_only else None
     metadata = read_metadata(args.metadata) if args.metadata else {}
     types = _types(args.btf) if args.btf else b""
-    if args.source.suffix == ".o":
-        built = _given(args, metadata)
-    else:
-        built = _compiled(args, metadata)
+    built = (_given if args.source.suffix == ".o" else _compiled)(args, metadata)
     for line in summary(built.plan):
         print(line)
     if args.output:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from exporter.cli.images import printable, size_text
 from exporter.cli.progress import transfer
 
 if TYPE_CHECKING:
-    from exporter.bpf import ObjectSpec
+    from exporter.bpf import MapSpec, ObjectSpec
     from exporter.image import Bundle, StoredImage
     from exporter.plan import Plan
 
@@ -148,7 +149,7 @@ def describe(
                 "max_entries": one.max_entries,
                 "memory": map_memory(one, cpus),
             }
-            for one in spec.maps
+            for one in (_as_made(one, plan) for one in spec.maps)
         ]
         document["globals"] = [
             {"name": one.name, "section": one.section, "size": one.size, "constant": one.constant}
@@ -174,12 +175,23 @@ def describe(
                 "enabled": stream.enabled,
                 "description": stream.description,
                 "map": stream.map,
-                "attributes": [label.name for label in stream.attributes],
+                "attributes": [label.name for label in (*stream.attributes, *filter(None, [stream.tail]))]
+                + [name for name, _ in stream.constant_labels],
             }
             for stream in plan.streams
+            if not stream.metrics_only
         ]
         document["notes"] = list(plan.notes)
     return document
+
+
+def _as_made(spec: MapSpec, plan: Plan | None) -> MapSpec:
+    """A map with the size that it is given where its object leaves that open."""
+    made = next((one for one in plan.maps if one.name == spec.name), None) if plan is not None else None
+    if made is None:
+        return spec
+    entries, value_size = made.max_entries or spec.max_entries, made.value_size or spec.value_size
+    return replace(spec, max_entries=entries, value_size=value_size)
 
 
 def _lines(document: dict[str, Any], plan: Plan | None) -> Iterator[str]:

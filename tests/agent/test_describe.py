@@ -9,6 +9,7 @@ import pytest
 
 from exporter.image import Store, host_architecture, parse_reference
 from tests.support.catalog import built_catalog
+from tests.support.clang import compile_bpf
 from tests.support.images import bpf_elf
 
 from .harness import skep
@@ -50,6 +51,21 @@ def test_object_without_an_image_is_described_too(tmp_path: Path) -> None:
     assert found["format"] == "file" and found["architectures"] == []
     assert [one["name"] for one in found["events"]] == ["ebpf.calls"]
     assert "tgid" in {one["name"] for one in found["globals"]}
+
+
+def test_only_what_makes_events_is_described_as_one(tmp_path: Path) -> None:
+    """With the array at its end; a ring that is only counted makes none. Maps have the size they will be made with."""
+    content = compile_bpf("""
+        struct line { u64 at; u32 length; char text[]; }; struct call { u32 nr; };
+        RING(print_lines, struct line); RING(counter_calls, struct call); MAP(counter_open, HASH, 0, u32, u64);
+    """)
+    found = json.loads(skep("describe", str(write(tmp_path, "lines", content)), "--json").stdout)
+    assert {one["name"]: one["attributes"] for one in found["events"]} == {"ebpf.lines": ["at", "length", "text"]}
+    assert {one["name"]: one["labels"] for one in found["metrics"]} == {
+        "ebpf_calls_total": ["nr"], "ebpf_open_total": ["key"],
+    }  # fmt: skip
+    [opened] = [one for one in found["maps"] if one["name"] == "counter_open"]
+    assert opened["max_entries"] == 10240 and opened["memory"] > 10240 * 64
 
 
 def test_image_that_cannot_run_is_described_as_far_as_it_goes(tmp_path: Path) -> None:
