@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import platform
 import random
@@ -24,6 +25,7 @@ from exporter.export import prometheus
 from exporter.image import Bundle, Digest, parse_reference
 from exporter.kernel import inner
 from exporter.kernel._reader import Rows
+from exporter.kernel.adopt import adopt, descriptors_of, view_of
 from exporter.kernel.features import probe
 from exporter.kernel.inner import OPEN_LIMIT
 from exporter.kernel.lookup import cgroup2_mount
@@ -379,6 +381,67 @@ def test_inner_maps_without_the_capability_are_an_error_with_the_remedy(
         in program.last_read.error
     )
     assert all(frame.plan.map not in ("requests",) for frame in program.frames())  # type: ignore[attr-defined]
+
+
+# What goes on over restarts and upgrades of the agent.
+
+COUNTED = [
+    ("variables", "ebpf_calls_total"),
+    ("inner", "test_requests_total"),
+    ("storage", "ebpf_by_task_total"),
+    ("stacks", "ebpf_calls_total"),
+]
+
+
+def counted(program: Program, name: str) -> float:
+    """Of all series of a metric."""
+    return sum(named(scrape(program), name).values())
+
+
+@pytest.mark.parametrize(("name", "metric"), COUNTED)
+def test_source_of_rows_goes_on_in_a_process_that_was_given_its_descriptors(
+    running: Running, name: str, metric: str
+) -> None:
+    """As systemd keeps them while the agent is away; what happened meanwhile is counted."""
+    if name == "storage" and probe().version < (5, 12):
+        pytest.skip("no task storage in tracing programs (first in 5.12)")
+    old = running(name)
+    if name == "inner":
+        put(old, 7, b"db", {1: 0})
+    make_calls(4)
+    assert counted(old, metric) == 4
+    view = json.loads(json.dumps(view_of(old.collection)))
+    kept = {role: [os.dup(fd) for fd in fds] for role, fds in descriptors_of(old.collection).items()}
+    old.close()
+    make_calls(3)
+    new = Program(old.bundle, old.plan, old.config, adopt("kinds", view, kept), make_lookup().resolve)
+    try:
+        assert counted(new, metric) == 7
+        make_calls(2)
+        assert counted(new, metric) == 9
+    finally:
+        new.close()
+
+
+@pytest.mark.parametrize(("name", "metric"), COUNTED)
+def test_newer_version_carries_the_counts_of_every_source_on(running: Running, name: str, metric: str) -> None:
+    """Its maps are new; what the old ones had last is added."""
+    if name == "storage" and probe().version < (5, 12):
+        pytest.skip("no task storage in tracing programs (first in 5.12)")
+    old = running(name)
+    if name == "inner":
+        put(old, 7, b"db", {1: 5})
+    make_calls(4)
+    before = counted(old, metric)
+    new = running(name, before=old)
+    old.detach()
+    if name == "inner":
+        put(new, 7, b"db", {1: 2})
+    with old.lock, new.lock:
+        assert new.succeed(old)
+    assert counted(new, metric) == before + (2 if name == "inner" else 0)
+    make_calls(3)
+    assert counted(new, metric) == before + 3 + (2 if name == "inner" else 0)
 
 
 # Local storage.
