@@ -288,7 +288,9 @@ except KernelError as error:
 """
 
 
-def load_as_nobody(object: bytes, program: str, section: str, capabilities: str, directory: Path) -> str:
+def load_as_nobody(  # noqa: PLR0917
+    object: bytes, program: str, section: str, capabilities: str, directory: Path, memory_lock: str = ""
+) -> str:
     """What a process of user nobody with these ambient capabilities gets from loading one program.
 
     CAP_DAC_OVERRIDE is there besides, since this Python and this checkout may lie where nobody may not look.
@@ -298,7 +300,8 @@ def load_as_nobody(object: bytes, program: str, section: str, capabilities: str,
     sets = f"+dac_override{capabilities}"
     drop = f"--reuid=65534 --regid=65534 --clear-groups --bounding-set=-all,{sets}"
     keep = f"--inh-caps=-all,{sets} --ambient-caps=-all,{sets}"
-    command = ["setpriv", *drop.split(), *keep.split(), sys.executable, "-c", LOAD_ONE, str(ROOT), str(file)]
+    limited = ["prlimit", f"--memlock={memory_lock}"] if memory_lock else []
+    command = [*limited, "setpriv", *drop.split(), *keep.split(), sys.executable, "-c", LOAD_ONE, str(ROOT), str(file)]
     done = subprocess.run([*command, program, section], check=False, capture_output=True, text=True, cwd="/")
     assert not done.returncode, done.stderr
     return done.stdout.strip()
@@ -321,6 +324,50 @@ def test_missing_privilege_is_named_and_no_more_is_asked_for(  # noqa: PLR0917
 
     said = load_as_nobody(compile_object("hooks"), program, section, capabilities, tmp_path)
     assert re.search(expected, said), said
+
+
+def test_memory_lock_that_is_used_up_is_named_where_the_kernel_counts_by_it(
+    compile_object: Compile, tmp_path: Path
+) -> None:
+    """Before 5.11, for who may not raise it; later kernels do not ask."""
+    features = probe()
+    said = load_as_nobody(
+        compile_object("hooks"), "on_raw_tp", "raw_tp/sys_enter", ",+bpf,+perfmon", tmp_path, memory_lock="0:0"
+    )
+    if features.version < (5, 11):
+        assert said.startswith("kernel.permission")
+        assert f"this kernel ({features.release}) counts BPF memory against RLIMIT_MEMLOCK; set LimitMEMLOCK=" in said
+    else:
+        assert said == "loaded"
+
+
+def test_function_whose_name_several_have_is_refused(loading: Loading) -> None:
+    """With their number, on every kernel: some would take the first, others none."""
+    names = Counter(
+        line.split()[2] for line in Path("/proc/kallsyms").read_text().splitlines() if line.split()[1] in "tT"
+    )
+    name, count = next((name, count) for name, count in names.items() if count > 1 and name.isidentifier())
+    with pytest.raises(KernelError) as caught:
+        loading("functions", ProgramRequest("on_plain_kprobe", "kprobe", {"target": name}))
+    assert caught.value.code == "kernel.attach_target"
+    said = one_line(caught.value)
+    assert (
+        f"program 'on_plain_kprobe': {count} functions of this kernel ({probe().release}) are called {name!r}" in said
+    )
+    assert "attach.target" in said
+
+
+def test_function_that_may_not_be_changed_is_named(loading: Loading) -> None:
+    """It has a type and can be traced, but fmod_ret is for security hooks; lockdown refuses it before that."""
+    program = ProgramRequest("on_fmod_ret", "fmod_ret/security_path_unlink", {"target": "vfs_unlink"})
+    with pytest.raises(KernelError) as caught:
+        loading("functions", program)
+    said = one_line(caught.value)
+    if caught.value.code == "kernel.permission":
+        assert "refuses the trampoline" in said
+    else:
+        assert caught.value.code == "kernel.attach_target"
+        assert f"what this kernel ({probe().release}) does not let be traced: vfs_unlink() is not modifiable" in said
 
 
 def test_xdp_without_cap_net_admin_says_so(compile_object: Compile, tmp_path: Path) -> None:
