@@ -286,6 +286,7 @@ def _labels(title: str, rules: Sequence[LabelRule], constant: Sequence[tuple[str
         more = ", …" if len(rule.values) > _SHOWN_VALUES else ""
         notes = [values + more] if values else []
         notes += [_condition(condition) for condition in rule.conditions]
+        notes += [f"of map {rule.stack.map}"] if rule.stack else []
         steps = "".join(f"|{step.kind}(…)" for step in rule.steps)
         decoder = rule.decoder + (f"[{rule.count}]" if rule.count > 1 else "") + steps
         rows.append([rule.name, decoder, "" if shown == rule.name else f"({shown})", "; ".join(notes)])

@@ -29,6 +29,8 @@ _TASK = Layout(
 )
 _CGROUP = Layout("cgroup", 8, (Field("cgroup", FieldKind.UINT, 0, 64, tags=("skep:decode=cgroup",)),))
 """Keys of local storage as it is read, with what each member is shown as."""
+NO_KIND = "not exported: nothing says its kind"
+"""Of a map that is the program's own."""
 _OUTER = "outer"
 """The label of an outer key that is no struct, where nothing names it."""
 
@@ -149,7 +151,7 @@ class _MapPlanner:
             if said:
                 self.map.problem("tag", f"it has {listed(said)} but no kind; add kind=counter, gauge or histogram")
             elif self.map.what == "map":
-                self.map.note("not exported: nothing says its kind")
+                self.map.note(NO_KIND)
             return None
         if self.map.spec.type not in TABLES:
             self._refuse(explicit, f"cannot be a {kind}: {why_no_table(self.map.spec)}")

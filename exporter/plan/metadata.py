@@ -237,9 +237,6 @@ def cases(text: str) -> tuple[str, ...]:
     return found
 
 
-_METRIC_KEYS = ("kind", "name", "unit", "scale", "help", "slots", "enabled", "sum", "index", "labels")
-
-
 class _Reader:
     """Walks the document and collects what is wrong."""
 

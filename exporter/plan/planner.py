@@ -22,7 +22,7 @@ from .conventions import KIND_TAG, is_ours, kind_prefix
 from .decoders import DECODERS
 from .globals import as_array, plan_globals
 from .labels import LABEL_NAME
-from .maps import Table, plan_map, plan_variable
+from .maps import NO_KIND, Table, plan_map, plan_variable
 from .memory import data_memory, map_memory, perf_memory
 from .metadata import (
     ImageMetadata,
@@ -134,6 +134,8 @@ class _Planner:
             description=self.document.description,
             notes=tuple(self.notes),
         )
+        shown = {f"map {rule.stack.map!r}: {NO_KIND}" for rule in plan.label_rules if rule.stack}
+        plan = replace(plan, notes=tuple(note for note in plan.notes if note not in shown))
         raise_all(list({str(problem): problem for problem in self.problems}.values()))
         return plan
 

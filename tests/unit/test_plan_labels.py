@@ -397,3 +397,14 @@ def test_unions_in_an_array_of_structs_are_each_shown_by_the_tag_beside_them() -
         for member in ("v4", "id"):
             (only,) = rules[f"pair.{index}.who.{member}"].conditions
             assert (only.offset_bits, only.size_bits) == (family.offset_bits, family.size_bits)
+
+
+def test_map_of_stacks_that_a_label_shows_is_not_said_to_be_unused() -> None:
+    """One that no label names is."""
+    text = """
+    struct { __uint(type, STACK_TRACE); __uint(max_entries, 9); __uint(key_size, 4); __uint(value_size, 64); }
+        shown SEC(".maps"), other SEC(".maps");
+    struct key { s32 id TAG("decode=kstack") TAG("stack=shown"); };
+    MAP(counter_x, HASH, 9, struct key, u64);
+    """
+    assert plan_of(text).notes == ("map 'other': not exported: nothing says its kind",)
