@@ -38,6 +38,39 @@ struct value { u64 slots[5]; u64 sum; s32 depth; double load; };
 MAP(counter_a, HASH, 10, struct key, u64); MAP(hist_b, PERCPU_HASH, 10, u32, struct value);
 RING(print_c, struct key); MAP(lost, ARRAY, 1, u32, u64); const volatile u32 limit;
 """
+RICH = """
+struct { __uint(type, STACK_TRACE); __uint(max_entries, 9); __uint(key_size, 4); __uint(value_size, 64); }
+    stacks SEC(".maps");
+struct end { u16 family; u16 pad; union { u32 v4 TAG("case=2"); u64 id TAG("case=*"); } who TAG("union=family"); };
+struct inner_key { u32 tgid; s32 stack TAG("decode=ustack"); struct end peer; };
+struct inner_value { u64 total; struct { u64 n; u64 slots[4]; u64 sum; } by[3]; u32 each[5]; };
+struct inner { __uint(type, HASH); __uint(max_entries, 9); __type(key, struct inner_key);
+    __type(value, struct inner_value); } spare SEC(".maps") = {};
+struct { __uint(type, 13); __uint(max_entries, 9); __type(key, u64); __array(values, struct inner); }
+    counter_held SEC(".maps");
+struct trie_key { u32 bits; u8 address[4]; struct end peer; };
+MAP(gauge_nets, LPM_TRIE, 9, struct trie_key, struct inner_value);
+struct task { u64 n; u32 each[3]; }; enum mode { MODE_A = 1, MODE_B = 2 };
+struct { __uint(type, 29); __uint(map_flags, 1); __type(key, int); __type(value, struct task); }
+    counter_tasks SEC(".maps");
+struct line { u64 at; s32 stack TAG("decode=kstack"); u32 pid; u64 took; struct end pair[2]; char text[]; };
+RING(print_lines, struct line); MAP(counter_queue, QUEUE, 9, u32, struct end);
+struct inner_value variables[2]; enum mode level TAG("kind=gauge"); const volatile enum mode wanted; const volatile bool on;
+"""
+RICH_PROGRAM = """
+SEC("raw_tp/sched_switch") int on_switch(void *context) {
+    __sync_fetch_and_add(&variables[1].total, wanted + on); level = 2; return 0; }
+char LICENSE[] SEC("license") = "GPL";
+"""
+RICH_MAPS = [
+    "counter_held", "counter_held.by", "counter_held.by.slots", "counter_held.each", "gauge_nets", "gauge_nets.total",
+    "gauge_nets.by.n", "counter_tasks", "counter_tasks.each", "print_lines", "print_lines.took", "counter_queue",
+    "counter_queue.family", "variables", "variables.by", "variables.each", "level",
+]  # fmt: skip
+RICH_MEMBERS = [
+    "tgid", "stack", "peer", "peer.who", "peer.family", "outer", "address", "bits", "pid", "comm", "tid", "text", "at",
+    "pair", "pair.0.who", "pair.1.family", "index", "took",
+]  # fmt: skip
 JUNK = st.none() | st.booleans() | st.integers(-5, 300) | st.floats(allow_nan=False) | st.text(max_size=12)
 SAID: dict[str, list[object]] = {
     "kind": [*KINDS],
@@ -48,7 +81,10 @@ SAID: dict[str, list[object]] = {
     "slots": ["log2_ceil", "log2_floor", "log2_floor:5", "linear:5:0:9", "linear:2:0:5", "edges:1,2,3,4"],
     "enabled": [True, False],
     "sum": [True, False],
-    "value": ["slot", "op", "comm"],
+    "value": ["slot", "op", "comm", "took", "pid"],
+    "index": ["i", "cpu:uint", "by:enum(mode)"],
+    "record": ["struct line", "struct end", "duration"],
+    "switch": ["on", "wanted"],
     "severity": ["warn", "trace"],
     "lost": ["lost", "counter_a"],
     "time": ["device", "un.y"],
@@ -87,24 +123,27 @@ def label(draw: st.DrawFn, noise: bool) -> object:
     forms: list[st.SearchStrategy[object]] = [
         st.just({}), st.just({"drop": True}), st.just({"slot": True}), st.builds(dict, decode=decoders),
         st.builds(dict, name=st.sampled_from(["n", "m.n"])), st.just({"labels": {"p": "uint", "q": "hex"}}),
+        st.builds(dict, stack=st.sampled_from(["stacks", "none"])), st.just({"union": "family", "case": "*"}),
     ]  # fmt: skip
     return draw(st.one_of(*forms, JUNK) if noise else st.one_of(*forms))
 
 
 @st.composite
-def documents(draw: st.DrawFn) -> dict[str, object]:
-    """A metadata document for the object above, in half of the cases with noise in it."""
+def documents(
+    draw: st.DrawFn, maps: Sequence[str] = MAPS, members: Sequence[str] = MEMBERS, ring: str = "print_c"
+) -> dict[str, object]:
+    """A metadata document for an object of these maps, in half of the cases with noise in it."""
     noise = draw(st.booleans())
-    parts = ["kind", "name", "unit", "scale", "help", "slots", "enabled", "sum", "value"]
+    parts = ["kind", "name", "unit", "scale", "help", "slots", "enabled", "sum", "value", "index"]
     metrics: dict[str, object] = {}
-    for name in mapping(draw, MAPS, noise):
+    for name in mapping(draw, [*maps], noise):
         entry: dict[str, object] = {key: value(draw, key, noise) for key in mapping(draw, parts, noise)}
         if "." not in name or noise:
-            entry["labels"] = {member: label(draw, noise) for member in mapping(draw, MEMBERS, noise, 1)}
+            entry["labels"] = {member: label(draw, noise) for member in mapping(draw, [*members], noise, 2)}
         metrics[name] = entry
     events: dict[str, object] = {}
-    for name in mapping(draw, ["print_c"], noise, 1):
-        parts = ["name", "severity", "enabled", "help", "lost", "time"]
+    for name in mapping(draw, [ring], noise, 1):
+        parts = ["name", "severity", "enabled", "help", "lost", "time", "record", "switch"]
         events[name] = {key: value(draw, key, noise) for key in mapping(draw, parts, noise)}
     return {"version": 1, "metrics": metrics, "events": events}
 
@@ -142,6 +181,12 @@ LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 def compiled() -> ObjectSpec:
     """An object with a table, a histogram, a ring and a global."""
     return read_object(compile_bpf(SOURCE))
+
+
+@functools.cache
+def rich() -> ObjectSpec:
+    """An object with maps inside a map, a trie, storage, stacks, unions, arrays of structs, a tail and variables."""
+    return read_object(compile_bpf(RICH, program=RICH_PROGRAM))
 
 
 def inside(rule: LabelRule | ValueRule, size: int) -> bool:
@@ -228,6 +273,15 @@ def test_any_metadata_and_configuration_make_a_plan_or_say_what_is_wrong(
 ) -> None:
     """Of an object that by itself is fine."""
     plan(compiled(), config, metadata)
+
+
+@SLOW
+@given(documents(RICH_MAPS, RICH_MEMBERS, "print_lines"), st.booleans())
+def test_any_metadata_about_every_kind_of_source_makes_a_plan_or_says_what_is_wrong(
+    metadata: dict[str, object], wanted: bool
+) -> None:
+    """Of an object that has all of them."""
+    plan(rich(), ImageConfig(name="image", ref="image", globals={"wanted": "a" if wanted else 2}), metadata)
 
 
 JSON = st.recursive(
