@@ -632,6 +632,12 @@ cdef class Map:
         if error:
             raise OSError(-error, f"setting a map's value size to {size}")
 
+    def leave_out(self):
+        """Before load: do not create it; programs that use it will not load."""
+        cdef int error = libbpf.bpf_map__set_autocreate(self.handle, False)
+        if error:
+            raise OSError(-error, "leaving a map out")
+
     @property
     def flags(self):
         return libbpf.bpf_map__map_flags(self.handle)

@@ -122,6 +122,7 @@ cdef extern from "<bpf/libbpf.h>" nogil:
     int bpf_map__set_value_size(bpf_map *map, uint32_t size)
     int bpf_map__set_max_entries(bpf_map *map, uint32_t max_entries)
     uint32_t bpf_map__map_flags(const bpf_map *map)
+    int bpf_map__set_autocreate(bpf_map *map, bint autocreate)
     int bpf_map__set_pin_path(bpf_map *map, const char *path)
     void *bpf_map__initial_value(const bpf_map *map, size_t *size)
     int bpf_map__fd(const bpf_map *map)

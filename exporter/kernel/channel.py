@@ -65,6 +65,7 @@ class Request(TypedDict):
     partial: bool
     skip: list[str]
     weak: list[str]
+    leave_out: list[str]
     programs: list[WantedProgram]
     maps: list[MapChange]
     globals: list[GlobalValue]

@@ -283,10 +283,11 @@ def load(request: LoadRequest) -> Collection:
     sections = {program.name: program.section for program in request.programs}
     refused: dict[str, KernelError] = {}
     absent: list[str] = []
+    left_out: dict[str, KernelError] = {}
     while True:
         deadline = time.monotonic() + request.deadline_s
         try:
-            answer, descriptors, log = _ask_child(request, tuple(refused), absent, deadline)
+            answer, descriptors, log = _ask_child(request, tuple(refused), absent, tuple(left_out), deadline)
         except OSError as refusal:  # no process, no descriptor, no memory for one
             number = refusal.errno or 0
             raise KernelError(
@@ -299,9 +300,16 @@ def load(request: LoadRequest) -> Collection:
             # Asked again, only the programs that call it fail.
             absent.append(function)
             continue
+        unknown = diagnosis.failed_map(log) if answer["failure"] else ""
+        if answer["failure"] and request.partial and unknown not in ("", *left_out, *request.read_maps):
+            error = _explained(request, answer["failure"], log)
+            if error.code == "kernel.map_type":
+                # Nobody reads it: only the programs that use it fail without.
+                left_out[unknown] = error
+                continue
         told = [answer["failure"]] if answer["failure"] else [entry["failure"] for entry in answer["programs"]]
         errors = {
-            failure["program"] or diagnosis.failed_program(log): _explained(request, failure, log)
+            failure["program"] or diagnosis.failed_program(log): _explained(request, failure, log, left_out)
             for failure in told
             if failure
         }
@@ -432,10 +440,16 @@ def _listed(names: Sequence[str]) -> str:
     return shown if more <= 0 else f"{shown} and {more} more"
 
 
-def _explained(request: LoadRequest, failure: channel.Failure, log: str) -> KernelError:
+def _explained(
+    request: LoadRequest, failure: channel.Failure, log: str, left_out: Mapping[str, KernelError] | None = None
+) -> KernelError:
     sections = {program.name: program.section for program in request.programs}
     types = diagnosis.FROM_FILE if request.types else request.no_types
-    return diagnosis.explain(failure, sections=sections, log=log, features=features.probe(), types=types)
+    error = diagnosis.explain(failure, sections=sections, log=log, features=features.probe(), types=types)
+    if cause := (left_out or {}).get(diagnosis.map_left_out(log)):
+        program = failure["program"] or diagnosis.failed_program(log)
+        return KernelError(f"program {program!r}: uses {cause}", code=cause.code, log=error.log)
+    return error
 
 
 def _nameless(error: KernelError, name: str) -> str:
@@ -443,7 +457,7 @@ def _nameless(error: KernelError, name: str) -> str:
 
 
 def _ask_child(
-    request: LoadRequest, skip: Sequence[str], weak: Sequence[str], deadline: float
+    request: LoadRequest, skip: Sequence[str], weak: Sequence[str], leave_out: Sequence[str], deadline: float
 ) -> tuple[channel.Answer, list[int], str]:
     """One child's answer, the descriptors that came with it, and its log."""
     document: channel.Request = {
@@ -454,6 +468,7 @@ def _ask_child(
         "partial": request.partial,
         "skip": list(skip),
         "weak": list(weak),
+        "leave_out": list(leave_out),
         "programs": [
             {
                 "name": program.name,

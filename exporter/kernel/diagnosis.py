@@ -77,6 +77,18 @@ def failed_program(log: str) -> str:
     return failed_target(log) or verifier_complaint(log)[0]
 
 
+def failed_map(log: str) -> str:
+    """The map that could not be created; or ``""``."""
+    match = re.search(r"map '([^']+)': failed to create: ", log)
+    return match[1] if match else ""
+
+
+def map_left_out(log: str) -> str:
+    """The map that the program which the verifier refused uses though it was not created; or ``""``."""
+    match = re.match(r"BPF map '([^']+)' is referenced but wasn't created", verifier_complaint(log)[1])
+    return match[1] if match else ""
+
+
 def absent_function(log: str) -> str:
     """The kernel function that an object wants and this kernel does not have; or ``""``."""
     match = re.search(r"extern \(func ksym\) '([^']+)': not found", log)
@@ -343,10 +355,13 @@ def _explain_map(case: _Case, name: str, number: int) -> tuple[str, str]:
         return f"map {name!r}: {_load_remedy(case, '')}", "kernel.permission"
     noted = re.search(rf"^loader: map {re.escape(name)} is of type (\d+)$", case.log, re.MULTILINE)
     kind = map_kind(int(noted[1])) if noted else None
+    if noted and not kind and number == errno.EINVAL:
+        message = f"map {name!r}: {case.kernel} refuses its type {noted[1]}, which this skep does not know either"
+        return f"{message}; use another type, or newer ones of both", "kernel.map_type"
     if number in (errno.EINVAL, errno.EOPNOTSUPP, ENOTSUPP) and kind and case.features.version < kind.since:
         message = f"map {name!r}: {case.kernel} has no maps of type {kind.name} (first in {release(kind.since)})"
         return f"{message}; use {_INSTEAD.get(kind.name, 'another type')}, or a newer kernel", "kernel.map_type"
-    of_type = f" of type {kind.name if kind else noted[1]}" if noted else ""
+    of_type = f" of type {kind.name}" if kind else ""
     message = f"map {name!r}: {case.kernel} refuses its definition{of_type} ({errno_name(number)})"
     return message + "; see that type, sizes, max_entries and flags go together", "elf.map_def"
 

@@ -248,6 +248,8 @@ def _prepare(
             failures[name] = refused.failure
         program.set_autoload(load and name not in failures)
     try:
+        for name in request["leave_out"]:
+            maps[name].leave_out()
         for change in request["maps"]:
             if change["clear_value_size"]:
                 maps[change["name"]].clear_sizes()

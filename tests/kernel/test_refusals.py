@@ -258,11 +258,9 @@ def test_map_type_that_this_kernel_does_not_have_is_named(loading: Loading) -> N
     """With the kernel, and the first that has it if there is one."""
     release = probe().release
     with pytest.raises(KernelError) as caught:
-        loading("future_map", SYSCALL)
-    assert caught.value.code == "elf.map_def"
-    assert f"map 'future': this kernel ({release}) refuses its definition of type 9999 (EINVAL" in one_line(
-        caught.value
-    )
+        loading("future_map", SYSCALL, partial=False)
+    assert caught.value.code == "kernel.map_type"
+    assert f"map 'future': this kernel ({release}) refuses its type 9999" in one_line(caught.value)
     storage = ProgramRequest("on_syscall", "tp_btf/sys_enter")
     try:
         loading("storage_cgroup", storage)
@@ -272,6 +270,16 @@ def test_map_type_that_this_kernel_does_not_have_is_named(loading: Loading) -> N
         assert probe().version < (6, 2)
     else:
         assert probe().version >= (6, 2)
+
+
+def test_map_that_cannot_be_made_stops_only_the_programs_that_use_it(loading: Loading) -> None:
+    """If nobody reads it; what is to be exported must be there."""
+    collection = loading("future_map", SYSCALL, FINE, partial=True, read_maps=("now",))
+    assert {program.name: program.attached for program in collection.programs} == {"on_syscall": False, "fine": True}
+    assert collection.programs[0].error.startswith("uses map 'future': this kernel")
+    with pytest.raises(KernelError, match="map 'future'") as caught:
+        loading("future_map", SYSCALL, FINE, partial=True, read_maps=("now", "future"))
+    assert caught.value.code == "kernel.map_type"
 
 
 LOAD_ONE = """

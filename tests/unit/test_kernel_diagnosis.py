@@ -196,8 +196,15 @@ NO_LOADING = (
             failing("load", errno.EINVAL),
             "loader: map m is of type 99\nlibbpf: map 'm': failed to create: Invalid argument(-22)\n",
             ROOT,
+            "kernel.map_type",
+            "map 'm': this kernel (6.12.1) refuses its type 99, which this skep does not know either; use another",
+        ),
+        (
+            failing("load", errno.EINVAL),
+            "loader: map m is of type 1\nlibbpf: map 'm': failed to create: Invalid argument(-22)\n",
+            ROOT,
             "elf.map_def",
-            "map 'm': this kernel (6.12.1) refuses its definition of type 99 (EINVAL",
+            "map 'm': this kernel (6.12.1) refuses its definition of type hash (EINVAL",
         ),
         (
             failing("load", errno.EINVAL),
