@@ -55,7 +55,8 @@ struct { __uint(type, 29); __uint(map_flags, 1); __type(key, int); __type(value,
     counter_tasks SEC(".maps");
 struct line { u64 at; s32 stack TAG("decode=kstack"); u32 pid; u64 took; struct end pair[2]; char text[]; };
 RING(print_lines, struct line); MAP(counter_queue, QUEUE, 9, u32, struct end);
-struct inner_value variables[2]; enum mode level TAG("kind=gauge"); const volatile enum mode wanted; const volatile bool on;
+struct inner_value variables[2]; enum mode level TAG("kind=gauge");
+const volatile enum mode wanted; const volatile bool on;
 """
 RICH_PROGRAM = """
 SEC("raw_tp/sched_switch") int on_switch(void *context) {
