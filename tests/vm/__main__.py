@@ -237,10 +237,12 @@ class Matrix:
     def report(self, *, whole: bool) -> int:
         """Write the files, print the sum; 0 if nothing failed."""
         settled = results.settle(self.raw, self.facts, results.held_in(BUILD / "vm.json"))
-        results.merge(BUILD / "vm.json", settled, replace=not (self.options.select or self.options.expression))
-        (self.home / "facts.json").write_text(json.dumps(self.told, indent=1) + "\n")
-        if whole:
-            PAGE.write_text(results.table(settled, self.rows, self.told, COMMAND))
+        held = results.merge(BUILD / "vm.json", settled, replace=not (self.options.select or self.options.expression))
+        # A kernel or a case that was run again alone takes its place among the rest.
+        told = results.merge(self.home / "facts.json", self.told, replace=True)
+        rows = results.merge(self.home / "rows.json", {"": self.rows}, replace=False)[""]
+        if whole or (len(held) >= len(kernels.SERIES) and held.keys() == told.keys()):
+            PAGE.write_text(results.table(held, rows, told, COMMAND))
             say(f"wrote {PAGE.relative_to(REPOSITORY)}")
         failures = 0
         for kernel, cases in settled.items():

@@ -101,11 +101,11 @@ def held_in(path: Path) -> dict[str, Outcomes]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def merge(path: Path, fresh: Mapping[str, Outcomes], *, replace: bool) -> dict[str, Outcomes]:
-    """Put fresh outcomes into the file, and return all it then holds.
+def merge(path: Path, fresh: Mapping[str, Mapping[str, Any]], *, replace: bool) -> dict[str, dict[str, Any]]:
+    """Put fresh outcomes, or other words about kernels, into the file, and return all it then holds.
 
     Args:
-        path: ``build/vm.json``; made if it is not there.
+        path: Such as ``build/vm.json``; made if it is not there.
         fresh: What this run found.
         replace: This run was of all cases: what it did not see is gone.
     """
