@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import fcntl
 import functools
-import json
 import os
 import platform
 import signal
