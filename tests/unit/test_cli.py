@@ -81,6 +81,7 @@ def test_flags_may_stand_between_arguments(
 ) -> None:
     """As they may for every other command that a person knows."""
     monkeypatch.chdir(tmp_path)
+    Path("m.yaml").write_text("version: 1\n")
     assert main(words) == 1
     assert capsys.readouterr().err == "skep: source 'a.c' does not exist\n"
 
