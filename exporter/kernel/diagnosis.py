@@ -299,8 +299,8 @@ def _explain_load(case: _Case) -> tuple[str, str]:
     # A complaint means that the verifier ran, and then its word explains the errno: it too says EPERM and EACCES.
     may_load = case.features.has(Capability.BPF, Capability.PERFMON)
     if complaint and (may_load or number != errno.EPERM):
-        message = f"{subject}: the verifier of {case.kernel} refuses it: {complaint}; correct the program"
-        return message, "elf.verifier"
+        remedy = "compare the pointer with NULL before its use" if "or_null_" in complaint else "correct the program"
+        return f"{subject}: the verifier of {case.kernel} refuses it: {complaint}; {remedy}", "elf.verifier"
     if number in (errno.EPERM, errno.EACCES):
         return f"{subject}: {_load_remedy(case, program)}", "kernel.permission"
     if number == errno.E2BIG:

@@ -111,6 +111,15 @@ NO_LOADING = (
             "the verifier of this kernel (6.12.1) refuses it: invalid bpf_context access off=400 size=8;",
         ),
         (
+            failing("load", errno.EACCES),
+            load_log(
+                "raw", "0: R1=ctx()", "1: (79) r0 = *(u64 *)(r1 +0)", "R1 invalid mem access 'trusted_ptr_or_null_'"
+            ),
+            ROOT,
+            "elf.verifier",
+            "refuses it: R1 invalid mem access 'trusted_ptr_or_null_'; compare the pointer with NULL before its use",
+        ),
+        (
             failing("load", errno.EINVAL),
             load_log(
                 "raw",

@@ -46,12 +46,16 @@ SKEP_CPU_COUNTER(missed) SKEP_COUNTER("ebpf.nfs.operation.missed") SKEP_UNIT("{o
 SEC("tp_btf/rpc_stats_latency")
 int BPF_PROG(on_operation, const struct rpc_task *task, __s64 queued, __s64 round_trip, __s64 took)
 {
-	struct rpc_clnt *client = task->tk_client;
+	struct rpc_clnt *client;
 	struct skep_latency *latency;
 	struct failure failure = {};
-	int status = task->tk_status;
 	__u64 *count, zero = 0;
+	int status;
 
+	if (!task) /* never, but newer kernels take no module's word for it */
+		return 0;
+	client = task->tk_client;
+	status = task->tk_status;
 	if (client->cl_prog != NFS_PROGRAM)
 		return 0;
 	failure.operation.version = client->cl_vers;
