@@ -32,7 +32,8 @@ int skep_lookup_batch(int fd, const void *in, void *out, void *keys, void *value
  * deleted just now finds the value of a covering prefix, so a row may be nobody's.
  * But then the kernel starts again behind it: a step back tells that the key before
  * it was deleted, and a first key behind a row that the row's was, and the row is
- * taken back. */
+ * taken back. Only a key that was deleted and made again within that one step cannot
+ * be told from one that stayed. */
 struct skep_walk {
 	uint8_t *seen;  /* keys given so far, key_size apart */
 	uint32_t *slots; /* open addressing over `seen`: index + 1, 0 is empty */

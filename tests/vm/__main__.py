@@ -136,6 +136,7 @@ class Matrix:
             initramfs=initramfs,
             disks=(root, self.disks.modules(kernel), tree, orders),
             command_line=machine.command_line(kernels.lsm_argument(kernel.config)),
+            processor=machine.PROCESSOR if results.number(kernel.series) < (6, 18) else machine.PROCESSOR_FROM_6_18,
         )
 
     def logs(self, kernel: kernels.Kernel) -> Path:
