@@ -159,6 +159,17 @@ def test_page_of_the_catalog_is_what_its_generator_makes(catalog: Store) -> None
     assert not {name for name, rows in measured.items() if not {program for program, _ in rows} <= programs[name]}
 
 
+def test_keys_are_made_of_zeroes_between_their_members_too() -> None:
+    """A map compares all bytes, and members that are named in an initialiser leave those between them as they were."""
+    found = [
+        f"{path.name}: {line.strip()}"
+        for path in SOURCES.glob("*/*.c")
+        for line in path.read_text().splitlines()
+        if re.search(r"struct \w+ \w+ = \{ *\.", line)
+    ]
+    assert not found
+
+
 @pytest.mark.slow
 def test_catalog_is_built_again_only_when_a_source_changed(tmp_path: Path) -> None:
     """A second run does nothing; a changed comment in the shared header builds all; a removed image goes."""

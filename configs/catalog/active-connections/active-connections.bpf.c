@@ -80,9 +80,11 @@ static __always_inline __u64 *active_of(const struct connection *connection)
 
 static __always_inline void begin(const struct sock *sk, enum direction direction, __u16 port)
 {
-	struct connection connection = { .direction = direction, .family = family_of(sk) };
+	struct connection connection = {}; /* what lies between the members too */
 	__u64 id = (__u64)sk, *count;
 
+	connection.direction = direction;
+	connection.family = family_of(sk);
 	connection.port = port < ports_below ? port : 0;
 	if (by_cgroup)
 		connection.group = group_of_socket(sk);

@@ -67,9 +67,11 @@ struct {
 
 static __always_inline void count(enum segment segment, const struct sock *sk, const struct sock_common *ends)
 {
-	struct what what = { .segment = segment, .family = family_of(sk) };
+	struct what what = {};
 	struct retransmit_record *record;
 
+	what.segment = segment;
+	what.family = family_of(sk);
 	if (by_cgroup)
 		what.group = group_of_socket(sk);
 	count_or_replace(&retransmits, &retransmits_order, &what, &missed);
