@@ -146,6 +146,7 @@ LATENCIES = (
     + """
 unheard = served(socket.AF_INET, 7003)
 deaf(unheard, True)
+started = time.monotonic_ns()
 slow = begun(7003)
 begin = time.monotonic_ns()
 for server, times in ((v4, 200), (v6, 60)):
@@ -160,7 +161,7 @@ except ConnectionRefusedError:
 deaf(unheard, False)
 select.select([], [slow], [], 30)
 assert slow.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
-print(json.dumps({"quick": quick, "slow": time.monotonic_ns() - begin}))
+print(json.dumps({"quick": quick, "slow": time.monotonic_ns() - started}))
 """
 )
 
@@ -179,7 +180,7 @@ def test_time_to_be_established_is_measured_of_every_connection(group: Group) ->
     assert 0 < rows[IPV4, 7001]["sum"] + rows[IPV6, 7001]["sum"] <= said["quick"]
     # The second SYN leaves a second after the first (RFC 6298); the process saw its end later than the kernel.
     slow_ns = rows[IPV4, 7003]["sum"]
-    assert 900_000_000 < slow_ns <= said["slow"] + 5_000_000
+    assert 900_000_000 < slow_ns <= said["slow"]
     slot = next(index for index in range(27) if slow_ns <= (1 << index) * 1000)
     assert rows[IPV4, 7003][f"slots[{slot}]"] == 1
 

@@ -21,7 +21,6 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _NFSD = Path("/proc/fs/nfsd")
 _CACHES = Path("/proc/net/rpc")
 _FOREVER = 2147483647
-_LOCALIO = Path("/sys/module/nfs/parameters/localio_enabled")
 # include/uapi/linux/nfsd/export.h: insecure port, async, no subtree check, fsid
 _FLAGS = 0x2 | 0x10 | 0x400 | 0x2000
 
@@ -71,8 +70,6 @@ def mounted(folder: Path) -> Iterator[Path]:
     exported, target = folder / "exported", folder / "mounted"
     exported.mkdir()
     target.mkdir()
-    if _LOCALIO.exists():
-        _LOCALIO.write_text("N")  # from 6.12 on reads and writes of this machine's own files go past the protocol
     _mount("none", exported, "tmpfs")
     if not (_NFSD / "threads").exists():
         _mount("nfsd", _NFSD, "nfsd")
@@ -84,7 +81,8 @@ def mounted(folder: Path) -> Iterator[Path]:
             for version in ("-2", "-3"):
                 with suppress(OSError):  # 7.2 has no version 2 any more
                     (_NFSD / "versions").write_text(version)
-            (_NFSD / "nfsv4gracetime").write_text("10")
+            with suppress(OSError):  # 7.2 says EBUSY before its first thread; the grace period is ended below anyway
+                (_NFSD / "nfsv4gracetime").write_text("10")
             (_NFSD / "threads").write_text("4")
             with suppress(OSError):
                 (_NFSD / "v4_end_grace").write_text("Y")
