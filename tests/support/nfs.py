@@ -81,8 +81,8 @@ def mounted(folder: Path) -> Iterator[Path]:
             for version in ("-2", "-3"):
                 with suppress(OSError):  # 7.2 has no version 2 any more
                     (_NFSD / "versions").write_text(version)
-            with suppress(OSError):  # 7.2 says EBUSY before its first thread; the grace period is ended below anyway
-                (_NFSD / "nfsv4gracetime").write_text("10")
+            (_NFSD / "nfsv4gracetime").write_text("10")
+            (_NFSD / "portlist").write_text("tcp 2049")  # newer servers listen nowhere by themselves
             (_NFSD / "threads").write_text("4")
             with suppress(OSError):
                 (_NFSD / "v4_end_grace").write_text("Y")
