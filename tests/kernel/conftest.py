@@ -3,6 +3,7 @@
 import ctypes
 import os
 import platform
+import resource
 import struct
 import subprocess
 import threading
@@ -59,6 +60,12 @@ def row_of_the_matrix(request: pytest.FixtureRequest, record_property: Callable[
         # Of a cgroup the place says which, of the others the first word: kprobe and kretprobe, tc and tcx.
         row = " ".join(one if one.startswith("cgroup") else split_section(one)[0] for one in row.split())
     record_property("matrix", " ".join(f"{group}/{one}" for one in row.split()))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def memory_lock() -> None:
+    """Tests that make maps themselves are not held to the limit that kernels before 5.11 count them against."""
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
 Compile = Callable[[str], bytes]

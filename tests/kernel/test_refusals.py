@@ -261,6 +261,8 @@ def test_map_type_that_this_kernel_does_not_have_is_named(loading: Loading) -> N
         loading("future_map", SYSCALL, partial=False)
     assert caught.value.code == "kernel.map_type"
     assert f"map 'future': this kernel ({release}) refuses its type 9999" in one_line(caught.value)
+    if probe().version < (5, 12):
+        return  # what follows needs a helper that is younger still
     storage = ProgramRequest("on_syscall", "tp_btf/sys_enter")
     try:
         loading("storage_cgroup", storage)
