@@ -65,7 +65,8 @@ def row_of_the_matrix(request: pytest.FixtureRequest, record_property: Callable[
 @pytest.fixture(scope="session", autouse=True)
 def memory_lock() -> None:
     """Tests that make maps themselves are not held to the limit that kernels before 5.11 count them against."""
-    resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    if probe().version < (5, 11):
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
 Compile = Callable[[str], bytes]
