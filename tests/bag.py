@@ -24,11 +24,12 @@ import re
 import shlex
 import subprocess
 import sys
-import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.support.workload import repeated
 
 ROOT = Path(__file__).resolve().parents[1]
 _PATIENCE_S = 45
@@ -112,7 +113,7 @@ def main() -> int:
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
     reasons: Counter[str] = Counter()
-    with _busy(), _cgroup() as group:
+    with repeated(_process, 0.05), _cgroup() as group:
         for directory in args.directories:
             first, second = [], []
             for path in sorted(directory.glob("*.o")):
@@ -192,22 +193,9 @@ def _cgroup() -> Iterator[Path]:
         group.rmdir()
 
 
-@contextlib.contextmanager
-def _busy() -> Iterator[None]:
-    """Processes that start, open files and end, while objects run: something to count."""
-    stop = threading.Event()
-
-    def work() -> None:
-        while not stop.wait(0.05):
-            subprocess.run(["sh", "-c", "cat /etc/hostname; kill -0 $$"], stdout=subprocess.DEVNULL, check=False)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
+def _process() -> None:
+    """Start something that opens files and ends, while objects run: something to count."""
+    subprocess.run(["sh", "-c", "cat /etc/hostname; kill -0 $$"], stdout=subprocess.DEVNULL, check=False)
 
 
 if __name__ == "__main__":

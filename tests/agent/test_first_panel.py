@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ import pytest
 from tests.support.dashboards import substituted, targets
 from tests.support.prometheus import running_prometheus
 from tests.support.registry import RunningRegistry, real_registry
+from tests.support.workload import repeated
 
 from .harness import ROOT, running_agent, skep
 
@@ -29,22 +28,9 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRegist
 ORIGINS = ("readme", "counter", "histogram", "events")
 
 
-@contextmanager
-def processes() -> Iterator[None]:
-    """Something that starts, opens files and ends, all the time."""
-    stop = threading.Event()
-
-    def work() -> None:
-        while not stop.wait(0.05):
-            subprocess.run(["true"], check=True)
-
-    worker = threading.Thread(target=work)
-    worker.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        worker.join()
+def process() -> None:
+    """Start something that opens files and ends."""
+    subprocess.run(["true"], check=True)
 
 
 def authored(origin: str, directory: Path) -> Path:
@@ -71,7 +57,7 @@ def test_sources_reach_panels_with_data(registry: RunningRegistry, tmp_path: Pat
         asked += list(targets(json.loads(done.stdout), origin))
     assert {target.file for target in asked} == set(ORIGINS)
     images = [{"ref": reference} for reference in references.values()]
-    with running_agent(tmp_path, f"images: {json.dumps(images)}\n") as agent, processes():
+    with running_agent(tmp_path, f"images: {json.dumps(images)}\n") as agent, repeated(process, 0.05):
         agent.wait(lambda page: all(page.state(origin) == "running" for origin in ORIGINS))
         with running_prometheus(tmp_path, {"skep": agent.url.removeprefix("http://")}) as prometheus:
             for target in asked:

@@ -19,7 +19,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from tests.support.authority import Authority
 from tests.support.otlp_receiver import GrpcReceiver, OtlpReceiver
-from tests.support.prometheus import available, running_prometheus
+from tests.support.prometheus import running_prometheus
 from tests.support.systemd import ServiceManager
 
 from .harness import running_agent
@@ -73,7 +73,6 @@ def test_openmetrics_over_tls_with_a_password(tmp_path: Path) -> None:
         assert agent.lines("the web configuration cannot be used; every request gets 500")
 
 
-@pytest.mark.skipif(not available(), reason="needs prometheus")
 def test_prometheus_scrapes_what_happened_over_tls_with_a_password(tmp_path: Path) -> None:
     """It trusts one authority and knows one password; its filter by image and its format are its own."""
     authority = Authority(tmp_path / "authority")

@@ -15,9 +15,8 @@ import re
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from tests.agent.test_dashboards_live import NOT_HERE, working
 from tests.support.catalog import built_catalog
 from tests.support.dashboards import DIRECTORY, ROOT, panels, read, substituted
 from tests.support.prometheus import Prometheus, running_prometheus
+from tests.support.workload import repeated
 
 TARGET = ROOT / "docs" / "dashboard.svg"
 DURATION_S = 120
@@ -42,25 +42,12 @@ UNITS = {"s": "s", "reqps": "/s", "cps": "/s", "ops": "/s", "percentunit": "", "
 INK, GRID, PAPER = "#d8d9da", "#2c3235", "#181b1f"
 
 
-@contextlib.contextmanager
-def bursts() -> Iterator[None]:
-    """Now and then more tasks than CPUs, so that something moves."""
-    stop = threading.Event()
-
-    def work() -> None:
-        while not stop.wait(12):
-            spin = [sys.executable, "-c", "import time\nend = time.monotonic() + 8\nwhile time.monotonic() < end: pass"]
-            tasks = [subprocess.Popen(spin) for _ in range(6)]
-            for task in tasks:
-                task.wait()
-
-    worker = threading.Thread(target=work)
-    worker.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        worker.join()
+def burst() -> None:
+    """More tasks than CPUs for a while, so that something moves."""
+    spin = [sys.executable, "-c", "import time\nend = time.monotonic() + 8\nwhile time.monotonic() < end: pass"]
+    tasks = [subprocess.Popen(spin) for _ in range(6)]
+    for task in tasks:
+        task.wait()
 
 
 def chosen(name: str) -> Mapping[str, Any] | None:
@@ -116,7 +103,7 @@ def main() -> None:
         targets = {"skep": agent.url.removeprefix("http://")}
         prometheus = stack.enter_context(running_prometheus(directory, targets))
         stack.enter_context(working(directory))
-        stack.enter_context(bursts())
+        stack.enter_context(repeated(burst, 12))
         begin = time.time() + 10
         time.sleep(DURATION_S + 10)
         drawn = []

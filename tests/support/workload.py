@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -212,3 +213,21 @@ def kernel_version() -> tuple[int, int]:
     found = re.match(r"(\d+)\.(\d+)", os.uname().release)
     assert found
     return int(found[1]), int(found[2])
+
+
+@contextmanager
+def repeated(work: Callable[[], object], pause_s: float) -> Iterator[None]:
+    """Do some work over and over, in a thread, with a pause before each time."""
+    stop = threading.Event()
+
+    def run() -> None:
+        while not stop.wait(pause_s):
+            work()
+
+    worker = threading.Thread(target=run)
+    worker.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        worker.join()
