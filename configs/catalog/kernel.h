@@ -47,7 +47,9 @@ struct task_struct {
 	int pid;
 	int tgid;
 	int exit_code;
+	__u64 start_time; /* of the process, in ns of the monotonic clock */
 	char comm[16];
+	void *mm; /* NULL once its memory is given up, which follows its exit_code */
 	struct task_struct *group_leader;
 	struct signal_struct *signal;
 	struct css_set *cgroups;

@@ -231,3 +231,17 @@ def repeated(work: Callable[[], object], pause_s: float) -> Iterator[None]:
     finally:
         stop.set()
         worker.join()
+
+
+@contextmanager
+def busy_cpus() -> Iterator[None]:
+    """Two processes for each CPU that never rest, so that others are preempted wherever they are."""
+    spinning = [
+        subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * len(os.sched_getaffinity(0)))
+    ]
+    try:
+        yield
+    finally:
+        for process in spinning:
+            process.kill()
+            process.wait()

@@ -10,9 +10,7 @@
 /* Count exits per control group too. Events always say the group. */
 const volatile bool by_cgroup = false;
 
-#ifndef KERNEL_TELLS_LAST_THREAD
 #define KERNEL_TELLS_LAST_THREAD bpf_core_type_exists(btf_trace_sched_process_exit___with_group_dead)
-#endif
 
 /* Events a second on each CPU, so that a fork loop does not flood; 0: no limit. */
 const volatile __u32 events_per_cpu_s = 1000;
@@ -63,28 +61,37 @@ struct {
 } events SEC(".maps") SKEP_EVENT("ebpf.process.exit") SKEP_SEVERITY("warn") SKEP_LOST("events_lost")
 	SKEP_HELP("A process returned a code other than 0, or a signal ended it.");
 
-/* Processes whose end is counted and whose leader is not yet freed; only of
- * those that had several threads, and only where the kernel does not tell the last. */
+/* A process for all time: process ids come back, with another start. */
+struct process {
+	__u64 start_ns;
+	__u64 id;
+};
+
+/* Processes whose end is counted, of those that had several threads; only where
+ * the kernel does not tell the last. Read while the threads of one end together,
+ * and then never again: the kernel drops the least recent. */
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 8192);
-	__type(key, __u64);
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct process);
 	__type(value, __u8);
 } counted SEC(".maps") SKEP_PRIVATE;
 
 /* Two threads that exit together may both find no other alive. The first one to
- * note the process counts it. */
+ * note the process counts it, but none before the leader's status is there: a
+ * leader that still has its memory comes here later. */
 static __always_inline bool is_last_thread(struct task_struct *task)
 {
-	struct signal_struct *process = task->signal;
-	__u64 id = (__u64)process;
+	struct task_struct *leader = task->group_leader;
+	struct process process = {leader->start_time, task->tgid};
 	__u8 yes = 1;
 
-	if (process->live.counter != 0)
+	if (task->signal->live.counter != 0 || leader->mm)
 		return false;
-	if (process->nr_threads == 1) /* the others are released, and one of them may have counted */
-		return !bpf_map_lookup_elem(&counted, &id);
-	return bpf_map_update_elem(&counted, &id, &yes, BPF_NOEXIST) == 0 || !bpf_map_lookup_elem(&counted, &id);
+	if (task->signal->nr_threads == 1) /* the others are released, and one of them may have counted */
+		return !bpf_map_lookup_elem(&counted, &process);
+	return bpf_map_update_elem(&counted, &process, &yes, BPF_NOEXIST) == 0 ||
+	       !bpf_map_lookup_elem(&counted, &process);
 }
 
 SEC("tp_btf/sched_process_exit")
@@ -123,16 +130,6 @@ int on_exit(__u64 *ctx)
 	record->time = bpf_ktime_get_ns();
 	record->end = end;
 	skep_event_submit(record);
-	return 0;
-}
-
-SEC("tp_btf/sched_process_free")
-int BPF_PROG(on_free, struct task_struct *task)
-{
-	__u64 id = (__u64)task->signal;
-
-	if (!KERNEL_TELLS_LAST_THREAD && task->pid == task->tgid)
-		bpf_map_delete_elem(&counted, &id);
 	return 0;
 }
 
