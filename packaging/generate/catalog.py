@@ -50,8 +50,8 @@ def described(name: str, spec: ObjectSpec, plan: Plan, costs: dict[str, list[tup
     """The section of one image, line by line."""
     yield f"## {name}\n"
     yield (SOURCES / name / "README.md").read_text(encoding="utf-8").strip() + "\n"
-    measured = ", ".join(f"{ns} ns `{program}`" for program, ns in costs.get(name, ()))
-    yield f"**Cost:** {measured or 'not measured, see cost.md'}.\n"
+    measured = ", ".join(f"{ns} ns `{program}`" for program, ns in costs[name])
+    yield f"**Cost:** {measured}.\n"
     settings = [f"`{each.name}`" for each in spec.globals if each.constant and each.name not in SWITCHES]
     if settings:
         yield f"**Globals:** {', '.join(settings)}.\n"
@@ -75,7 +75,7 @@ def costs(text: str) -> dict[str, list[tuple[str, str]]]:
     found: dict[str, list[tuple[str, str]]] = {}
     section = text.partition("## A program")[2]
     image = ""
-    for row in re.finditer(r"^\| *([\w-]*) *\| *(\w+) *\| *([\d,]+) *\|", section, re.MULTILINE):
+    for row in re.finditer(r"^\| *([\w-]*) *\| *(\w+) *\| *((?:about )?[\d,]+) *\|", section, re.MULTILINE):
         image = row[1] or image
         found.setdefault(image, []).append((row[2], row[3]))
     return found

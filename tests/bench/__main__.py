@@ -25,7 +25,6 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from exporter.errors import KernelError
 from tests.bench import case, first, kernel_side, memory, programs, push, rows
 
 ROOT = Path(__file__).parents[2]
@@ -182,17 +181,10 @@ def check_rows_are_the_same(library: Path) -> None:
         raise SystemExit(f"the two texts differ: {len(ours)} and {len(theirs)} samples, {len(ours & theirs)} in common")
 
 
-def events(seconds: float) -> list[Figure]:
+def events(seconds: float) -> Iterator[Figure]:
     """Time per event of each shipped program."""
-    figures = []
-    for image in programs.catalog():
-        try:
-            measured = programs.time_per_event(image, seconds)
-        except KernelError as error:
-            print(f"{image}: not measured: {error}", file=sys.stderr)
-            continue
-        figures += [Figure(f"{image}: {name}, {count} events", value, "ns/event") for name, value, count in measured]
-    return figures
+    for image, name, value, count in programs.measured(seconds):
+        yield Figure(f"{image}: {name}, {count} events", value, "ns/event")
 
 
 def idle() -> Iterator[Figure]:

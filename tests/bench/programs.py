@@ -1,4 +1,7 @@
-"""Time per event of the shipped programs: the kernel's own count while work is done that they all see."""
+"""Time per event of the shipped programs: the kernel's own count while work is done that they all see.
+
+``python -m tests.bench.programs SECONDS`` prints it alone, each image's work taking so long.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +12,25 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from exporter.errors import KernelError
 from tests.bench.rows import bpf
-from tests.support import workload
+from tests.support import nfs, workload
+from tests.vm.guest import channel
 
 _PROG_GET_FD_BY_ID, _OBJ_GET_INFO_BY_FD, _ENABLE_STATS = 13, 15, 32
 
 # Every kind of event the catalog counts: processes that end (some fail), switches between tasks,
 # connections (some refused), segments that nobody hears, files, writes that reach a disk, system calls (some
-# fail). Processes that take more memory than they may are made beside it.
+# fail), operations on a mount. Processes that take more memory than they may are made beside it.
 _WORK = (
     workload.DEAF
     + """
 import ctypes, os, socket, struct, sys, threading, time
-folder, until = sys.argv[1], time.monotonic() + float(sys.argv[2])
+folder, until, mounts = sys.argv[1], time.monotonic() + float(sys.argv[2]), sys.argv[3:]
 def processes():
     index = 0
     while time.monotonic() < until:
@@ -97,7 +104,19 @@ def calls():
         except OSError:
             pass
         time.sleep(0)
-threads = [threading.Thread(target=work) for work in (processes, switches, connections, losses, opens, writes, calls)]
+def operations():
+    while time.monotonic() < until:
+        for mount in mounts:
+            with open(mount + "/file", "wb", buffering=0) as file:
+                file.write(bytes(4096))
+            os.unlink(mount + "/file")
+            try:
+                os.stat(mount + "/none")
+            except OSError:
+                pass
+        time.sleep(0.002)
+all_work = (processes, switches, connections, losses, opens, writes, calls, operations)
+threads = [threading.Thread(target=work) for work in all_work]
 for thread in threads:
     thread.start()
 for thread in threads:
@@ -106,12 +125,22 @@ for thread in threads:
 )
 
 
-def work(seconds: float) -> None:
+@contextmanager
+def mounts() -> Iterator[list[Path]]:
+    """A mount of this machine's own NFS server, if its kernel has both ends."""
+    if os.geteuid() or not nfs.available():
+        yield []
+        return
+    with tempfile.TemporaryDirectory() as folder, nfs.mounted(Path(folder)) as mount:
+        yield [mount]
+
+
+def work(seconds: float, mounted: list[Path]) -> None:
     """Make events of every kind for so long; on a file system of a disk, if the working directory is on one."""
     place = Path("build/bench")
     place.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place) as folder:
-        with subprocess.Popen([sys.executable, "-c", _WORK, folder, str(seconds)]) as process:
+        with subprocess.Popen([sys.executable, "-c", _WORK, folder, str(seconds), *map(str, mounted)]) as process:
             if workload.memory_can_be_limited():
                 with workload.memory_limited_group("skep-bench", 32 << 20) as (files, _, _):
                     while process.poll() is None:
@@ -138,8 +167,8 @@ def runs(program_id: int) -> tuple[int, int]:
         os.close(fd)
 
 
-def time_per_event(name: str, seconds: float) -> list[tuple[str, float | None, int]]:
-    """Run one image of the catalog while work is done.
+def time_per_event(name: str, seconds: float, mounted: list[Path]) -> list[tuple[str, float | None, int]]:
+    """Run one image of the catalog while work is done, on mounts too.
 
     Returns:
         For each program its name, nanoseconds per run (None if it never ran), and runs.
@@ -161,7 +190,7 @@ def time_per_event(name: str, seconds: float) -> list[tuple[str, float | None, i
         statistics = enable_statistics()
         attached = [each for each in program.collection.programs if each.attached]
         before = {each.name: runs(each.id) for each in attached}
-        work(seconds)
+        work(seconds, mounted)
         # A program that runs right now is counted when it returns.
         time.sleep(0.05)
         found: list[tuple[str, float | None, int]] = []
@@ -186,3 +215,24 @@ def catalog() -> list[str]:
     except SkepError:
         return []
     return sorted({image.reference for image in Store(place).list()})
+
+
+def measured(seconds: float) -> Iterator[tuple[str, str, float | None, int]]:
+    """Image, program, nanoseconds per run (None if it never ran) and runs; what this kernel cannot run gets a line."""
+    with mounts() as mounted:
+        for name in catalog():
+            try:
+                figures = time_per_event(name, seconds, mounted)
+            except KernelError as error:
+                print(f"{name}: not measured: {error}", file=sys.stderr)
+                continue
+            for program, value, count in figures:
+                yield name, program, value, count
+
+
+if __name__ == "__main__":
+    for image, program, value, count in measured(float(sys.argv[1])):
+        if channel.in_guest():
+            channel.say("figure", image=image, program=program, value=value, count=count)
+        else:
+            print(f"{image:24} {program:20} {'never ran' if value is None else f'{value:9,.0f} ns':>12} {count:9} runs")

@@ -110,14 +110,19 @@ class Matrix:
         """Root and working tree, the same for all kernels of a run, whatever is edited meanwhile."""
         return self.disks.root(), self.disks.tree()
 
-    def pytest_arguments(self) -> list[str]:
-        """What the guest's pytest is given."""
+    def order(self) -> list[str]:
+        """The cases that were asked for, as arguments of Python."""
         chosen = self.options.select or [path for path in SELECTION if any((REPOSITORY / path).glob("test_*.py"))]
         narrowed = ["-k", self.options.expression] if self.options.expression else []
-        return ["--color=no", "-q", "--durations=8", *narrowed, *chosen]
+        return [*machine.PYTEST, "--color=no", "-q", "--durations=8", *narrowed, *chosen]
 
-    def prepared(self, name: str) -> tuple[kernels.Kernel, machine.Guest] | None:
-        """A kernel and what it is booted with; one that cannot be had is a failure, and the others go on."""
+    def prepared(self, name: str, order: list[str]) -> tuple[kernels.Kernel, machine.Guest] | None:
+        """A kernel and what it is booted with; one that cannot be had is a failure, and the others go on.
+
+        Args:
+            name: Of the kernel's series.
+            order: What Python is told to do in the guest.
+        """
         try:
             kernel = self.shelf.kernel(name, refresh=self.options.refresh)
         except HarnessError as error:
@@ -129,7 +134,7 @@ class Matrix:
         initramfs = self.home / "kernels" / name / "initramfs.gz"
         initramfs.write_bytes(kernels.build_initramfs(kernel, self.disks.base() / "bin/busybox"))
         orders = logs / "orders"
-        orders.write_bytes(machine.encode_orders({"pytest": self.pytest_arguments()}))
+        orders.write_bytes(machine.encode_orders({"python": order}))
         root, tree = self.common_disks
         return kernel, machine.Guest(
             image=kernel.image,
@@ -176,7 +181,7 @@ class Matrix:
         logs.mkdir(parents=True, exist_ok=True)
         say(f"{kernel.series}: this machine's own kernel")
         account = machine.run_here(
-            self.pytest_arguments(),
+            self.order(),
             REPOSITORY,
             logs / "pytest.log",
             # A kernel that is no distribution's is told by its version alone.
@@ -219,7 +224,9 @@ class Matrix:
         names = list(self.options.kernel or (*kernels.SERIES, HERE))
         whole = not (self.options.kernel or self.options.select or self.options.expression)
         try:
-            guests = [made for name in names if name != HERE and (made := self.prepared(name)) is not None]
+            guests = [
+                made for name in names if name != HERE and (made := self.prepared(name, self.order())) is not None
+            ]
             with ThreadPoolExecutor(max(1, self.options.jobs)) as pool:
                 try:
                     for done in [pool.submit(self.run_kernel, *each) for each in guests]:

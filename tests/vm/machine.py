@@ -41,6 +41,9 @@ ACCELERATOR = "tcg,thread=single"
 PROCESSOR = "max,-cx16"
 PROCESSOR_FROM_6_18 = "max"
 
+#: Tests, as arguments of Python, whose outcomes are told over the channel.
+PYTEST = ("-m", "pytest", "-p", "tests.vm.guest.plugin", "-p", "no:cacheprovider")
+
 BOOT_TIMEOUT_S = 180.0
 COLLECT_TIMEOUT_S = 300.0
 
@@ -291,7 +294,7 @@ def run_here(
     """Run the cases on this machine's own kernel, and listen as to a guest.
 
     Args:
-        arguments: Of pytest.
+        arguments: Of Python.
         directory: The repository.
         log: Where pytest's own output goes.
         facts: About this kernel.
@@ -301,7 +304,7 @@ def run_here(
     account = Account(facts=dict(facts))
     started = time.monotonic()
     ours, theirs = os.pipe()
-    command = [sys.executable, "-m", "pytest", "-p", "tests.vm.guest.plugin", "-p", "no:cacheprovider", *arguments]
+    command = [sys.executable, *arguments]
     with os.fdopen(ours, "rb", buffering=0) as stream, log.open("wb") as output:
         process = subprocess.Popen(
             command,

@@ -184,9 +184,9 @@ def test_events_survive_torn_reads_and_stray_lines() -> None:
 
 def test_orders_fill_whole_sectors_and_come_back() -> None:
     """The guest reads them from a raw disk."""
-    data = machine.encode_orders({"pytest": ["-k", "ä"]})
+    data = machine.encode_orders({"python": ["-k", "ä"]})
     assert len(data) % 4096 == 0
-    assert json.loads(data.rstrip(b"\0")) == {"pytest": ["-k", "ä"]}
+    assert json.loads(data.rstrip(b"\0")) == {"python": ["-k", "ä"]}
 
 
 def test_case_the_guest_died_in_and_those_after_it_are_failures() -> None:
@@ -334,7 +334,7 @@ def test_cases_run_here_are_heard_as_a_guests_are(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     (tmp_path / "test_good.py").write_text(CASES)
     (tmp_path / "test_slow.py").write_text("def test_slow(): __import__('time').sleep(600)\n")
-    arguments = ["-q", f"--rootdir={tmp_path}", str(tmp_path)]
+    arguments = [*machine.PYTEST, "-q", f"--rootdir={tmp_path}", str(tmp_path)]
     heard: list[str] = []
     account = machine.run_here(
         arguments,
