@@ -7,6 +7,7 @@ import fnmatch
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from exporter.errors import ConfigError
@@ -39,7 +40,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _doctor(args: argparse.Namespace) -> int:
     from exporter.kernel import Verdict, findings
 
-    found = findings()
+    found = [_as_used(one) for one in findings()]
     needed = {finding.name for finding in found if finding.name in _NEEDED}
     if args.names:
         shown = [one for one in found if any(fnmatch.fnmatchcase(one.name, name) for name in args.names)]
@@ -73,6 +74,23 @@ def _doctor(args: argparse.Namespace) -> int:
         print()
         print(f"{what}: {'is there' if not missing else 'lacks ' + ', '.join(missing)}", file=sys.stdout)
     return 3 if missing else 0
+
+
+def _as_used(finding: Finding) -> Finding:
+    """A hook or map type that the kernel has, and of which skep makes no use, with why."""
+    from exporter.bpf import MapType
+    from exporter.hooks import HOOKS
+    from exporter.kernel import Verdict
+    from exporter.plan import NOT_TABLES, SOURCES
+
+    if finding.verdict is not Verdict.YES:
+        return finding
+    if finding.group == "hook":
+        why = next((hook.refused for hook in HOOKS if finding.name in (hook.name, *hook.words)), "")
+        return replace(finding, found="skep attaches none", remedy=why) if why else finding
+    if finding.group == "map" and (kind := MapType[finding.name.upper()]) not in SOURCES and kind in NOT_TABLES:
+        return replace(finding, found="gives no rows", remedy=NOT_TABLES[kind])
+    return finding
 
 
 def _page(found: Sequence[Finding]) -> Iterator[str]:

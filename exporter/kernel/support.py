@@ -56,7 +56,7 @@ class Finding:
         verdict: Of a host setting: whether it is as skep wants it.
         since: The first kernel version with it, ``""`` where that says nothing.
         found: What was found, in a few words.
-        remedy: What to do about a no; empty where nothing can be done or need be.
+        remedy: What to do about a no, or about a yes that is of no use here; else empty.
     """
 
     group: str

@@ -5,6 +5,7 @@ can do it (``skep plan`` runs on a laptop without privilege) nor how a number is
 encoded for its readers.
 """
 
+from .context import NOT_TABLES, SOURCES
 from .decoders import DECODERS
 from .metadata import parse_metadata
 from .plan import (
@@ -32,6 +33,8 @@ from .together import check_together
 __all__ = [
     "DECODERS",
     "LEFT_OPEN",
+    "NOT_TABLES",
+    "SOURCES",
     "Condition",
     "GlobalPlan",
     "HistogramRule",

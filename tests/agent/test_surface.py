@@ -17,7 +17,7 @@ import grpc
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from tests.support.authority import Authority
+from tests.support.authority import Authority, Pair
 from tests.support.otlp_receiver import GrpcReceiver, OtlpReceiver
 from tests.support.prometheus import running_prometheus
 from tests.support.systemd import ServiceManager
@@ -34,16 +34,22 @@ def image(directory: Path, name: str = "calls") -> str:
     return json.dumps({"ref": str(write(directory, name, counting(name))), "globals": {"tgid": PID}})
 
 
-def test_openmetrics_over_tls_with_a_password(tmp_path: Path) -> None:
-    """One file turns both on: without the password 401, with it the whole exposition, images' and own."""
-    authority = Authority(tmp_path / "authority")
+def secured(directory: Path) -> tuple[Authority, Pair, Path]:
+    """A web configuration with a certificate and the user bee, password honey; and who vouches for it."""
+    authority = Authority(directory / "authority")
     pair = authority.issue("agent")
     hashed = bcrypt.hashpw(b"honey", bcrypt.gensalt(4)).decode()
-    web = tmp_path / "web.yml"
+    web = directory / "web.yml"
     web.write_text(
         f"tls_server_config: {{cert_file: {pair.certificate}, key_file: {pair.key}}}\n"
         f"basic_auth_users: {{bee: '{hashed}'}}\n"
     )
+    return authority, pair, web
+
+
+def test_openmetrics_over_tls_with_a_password(tmp_path: Path) -> None:
+    """One file turns both on: without the password 401, with it the whole exposition, images' and own."""
+    authority, _, web = secured(tmp_path)
     context = ssl.create_default_context(cafile=str(authority.certificate))
     with running_agent(tmp_path, f"images: [{image(tmp_path)}]", f"--web.config.file={web}") as agent:
         assert agent.url.startswith("https://"), agent.url
@@ -75,14 +81,7 @@ def test_openmetrics_over_tls_with_a_password(tmp_path: Path) -> None:
 
 def test_prometheus_scrapes_what_happened_over_tls_with_a_password(tmp_path: Path) -> None:
     """It trusts one authority and knows one password; its filter by image and its format are its own."""
-    authority = Authority(tmp_path / "authority")
-    pair = authority.issue("agent")
-    hashed = bcrypt.hashpw(b"honey", bcrypt.gensalt(4)).decode()
-    web = tmp_path / "web.yml"
-    web.write_text(
-        f"tls_server_config: {{cert_file: {pair.certificate}, key_file: {pair.key}}}\n"
-        f"basic_auth_users: {{bee: '{hashed}'}}\n"
-    )
+    authority, pair, web = secured(tmp_path)
     secure = {
         "scheme": "https",
         "tls_config": {"ca_file": str(authority.certificate)},

@@ -69,6 +69,23 @@ def test_page_and_document_agree_and_the_status_tells() -> None:
     assert page.stderr == ""
 
 
+def test_what_skep_makes_no_use_of_is_said_so() -> None:
+    """That the kernel has it does not promise a number."""
+    done = subprocess.run([*SKEP, "doctor", "--json"], cwd=ROOT, capture_output=True, text=True, check=False)
+    told = {
+        one["name"]: (one["found"], one["remedy"])
+        for one in json.loads(done.stdout)["findings"]
+        if one["group"] in ("hook", "map") and one["verdict"] == "yes"
+    }
+    found, remedy = told["sk_msg"]
+    assert found == "skep attaches none" and "'sockops' or 'cgroup_skb' program" in remedy
+    found, remedy = told["prog_array"]
+    assert (found, remedy) == ("gives no rows", "holds programs to jump to")
+    for name in ("raw_tp", "hash", "percpu_array"):
+        assert told[name] == ("", "")
+    assert told.get("ringbuf", ("", "")) == ("", "")
+
+
 def test_names_are_what_must_be_there() -> None:
     """``skep doctor NAME`` is a condition for a script."""
     verdicts = {one.name: one.verdict for one in findings()}
