@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from exporter.errors import ObjectError
 
 from .btf import (
+    DEPTH_LIMIT,
     LINKAGE_EXTERN,
     LINKAGE_GLOBAL,
     LINKAGE_STATIC,
@@ -294,7 +295,7 @@ class _ObjectReader:
     def _const_volatile(self, type_id: int) -> bool:
         """Whether the variable, or of an array its elements, is ``const volatile``."""
         met: set[type] = set()
-        for _ in range(2):
+        for _ in range(DEPTH_LIMIT):
             for _, entry in self.btf.chain(type_id):
                 met.add(type(entry))
             if not isinstance(entry, Array):

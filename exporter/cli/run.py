@@ -67,7 +67,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         action="append",
         default=[],
         type=_global,
-        help="set a `const volatile` global; repeatable",
+        help="set a `const volatile` global; repeatable (arrays and structs: --set globals.NAME=[1, 2])",
     )
     overrides.add_arguments(parser)
     parser.add_argument(

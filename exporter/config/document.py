@@ -166,8 +166,8 @@ IMAGE = Object(
         "events": Key(MapOf(*_EVENT_NAME, EVENT), "Changes to single events, by OpenTelemetry name."),
         "globals": Key(
             MapOf(*_C_NAME, Untyped()),
-            "Values of the program's `const volatile` globals; BTF says their types. ksym:NAME is a kernel symbol's "
-            "address.",
+            "Values of the program's `const volatile` globals; BTF says their types. A list is an array, a mapping a "
+            "struct or union; what they leave out is zero, as in C. ksym:NAME is a kernel symbol's address.",
         ),
         "attach": Key(MapOf(*_C_NAME, ATTACH), "Where single programs attach, by the program's C name."),
         "maps": Key(MapOf(*_C_NAME, MAP), "Changes to single maps, by C name."),

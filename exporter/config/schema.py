@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
-from yaml.nodes import Node
+from yaml.nodes import MappingNode, Node, SequenceNode
 
 from .nodes import Reading, Text, describe, join
 
@@ -264,13 +264,29 @@ def parse_value(text: str) -> bool | int | float | str:
 
 @dataclass(frozen=True)
 class Untyped(_Scalar):
-    """A value whose type something else knows: :func:`parse_value`, or text if quoted."""
+    """A value whose type something else knows: :func:`parse_value`, or text if quoted; lists and mappings of such."""
+
+    def read(self, reading: Reading, node: Node, path: str) -> object:
+        return self._read(reading, node, path, ())
+
+    def _read(self, reading: Reading, node: Node, path: str, within: tuple[Node, ...]) -> object:
+        if any(node is outer for outer in within):
+            reading.fail(node, f"{path} is an alias of what it stands in; write the value")
+            return INVALID
+        within = (*within, node)
+        if isinstance(node, SequenceNode):
+            items = reading.items(node, path) or ()
+            return [self._read(reading, item, f"{path}[{index}]", within) for index, item in enumerate(items)]
+        if isinstance(node, MappingNode):
+            pairs = reading.pairs(node, path) or ()
+            return {key.value: self._read(reading, value, join(path, key.value), within) for key, value in pairs}
+        return super().read(reading, node, path)
 
     def parse(self, text: Text) -> bool | int | float | str:
         return parse_value(text.value) if text.bare else text.value
 
     def json_schema(self) -> JsonSchema:
-        return {"type": ["boolean", "number", "string"]}
+        return {"type": ["boolean", "number", "string", "array", "object"]}
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
+
+GlobalValue: TypeAlias = "bool | int | float | str | list[GlobalValue] | dict[str, GlobalValue]"
+"""What a configuration may say of a global; BTF says whether it fits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +96,7 @@ class ImageConfig:
         labels: Constant labels on every series and event.
         globals: Values for ``const volatile`` globals by C name, checked against BTF: a bare ``true``
             or ``false`` is a bool, a bare decimal or ``0x`` number an int or float, all else text;
-            ``ksym:NAME`` is the address of a kernel symbol.
+            ``ksym:NAME`` is the address of a kernel symbol; a list is an array, a mapping a struct or union.
         maps: Changes to single maps, by C name.
         expire_after_s: A series unchanged for this long is no longer shown.
         btf: Path of the types of kernels that do not show their own; empty for none.
@@ -109,7 +112,7 @@ class ImageConfig:
     labels: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, MetricConfig] = field(default_factory=dict)
     events: Mapping[str, EventConfig] = field(default_factory=dict)
-    globals: Mapping[str, int | bool | float | str] = field(default_factory=dict)
+    globals: Mapping[str, GlobalValue] = field(default_factory=dict)
     attach: Mapping[str, AttachConfig] = field(default_factory=dict)
     maps: Mapping[str, MapConfig] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)

@@ -76,7 +76,8 @@ def test_whole_shape_is_read() -> None:
             required: true
             partial: refuse
             enabled: false
-            globals: {by_cgroup: true, low: -5, high: 0xffffffffffffffff, share: 0.5, name: "1", word: on, octal: 0777}
+            globals: {by_cgroup: true, low: -5, high: 0xffffffffffffffff, share: 0.5, name: "1", word: on, octal: 0777,
+                      ports: [80, 80, "80"], ranges: [{low: 1, names: [lo]}, {}]}
             attach: {on_packet: {interfaces: [eth0, eth1]}, f: {binary: /bin/true, pid: 1, target: x, period: 9}}
             limits: {series: 2000, map_memory: 32MiB}
             expire_after: 1d
@@ -115,6 +116,7 @@ def test_whole_shape_is_read() -> None:
         enabled=False,
         globals={
             "by_cgroup": True, "low": -5, "high": 2**64 - 1, "share": 0.5, "name": "1", "word": "on", "octal": "0777",
+            "ports": [80, 80, "80"], "ranges": [{"low": 1, "names": ["lo"]}, {}],
         },
         attach={
             "on_packet": config.AttachConfig(interfaces=("eth0", "eth1")),
