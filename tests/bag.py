@@ -2,12 +2,13 @@
 
 ::
 
-    python -m tests.bag DIRECTORY... [--seconds 1] [--output build/bag]
+    python -m tests.bag DIRECTORY... [--seconds 1] [--output build/bag] [--kernel 6.12]
 
-Each ``*.o`` runs as root with its own network namespace and its own cgroup as root of the hierarchy, so what
-filters packets or guards a cgroup meets nobody else; what traces, traces the whole machine. A file
-``NAME.flags`` beside ``NAME.o`` has flags of ``skep run``, one a line, for a second try: what a person would say
-about an object that does not say it itself.
+With ``--kernel`` they run in a virtual machine, whose kernel has what this machine's may refuse. Each ``*.o`` runs
+as root with its own network namespace and its own cgroup as root of the hierarchy, so what filters packets or
+guards a cgroup meets nobody else; what traces, traces the whole machine. A file ``NAME.flags`` beside ``NAME.o`` has
+flags of ``skep run``, one a line, for a second try: what a person would say about an object that does not say it
+itself.
 
 An object counts as *faulty treated* if skep showed a traceback, died by a signal, did not end in time, or gave
 a reason without a remedy; the exit status is then 1.
@@ -17,22 +18,28 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import platform
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.support.workload import repeated
+from tests.vm.__main__ import Matrix, alone, parse
+from tests.vm.guest import channel
+from tests.vm.machine import boot
+from tests.vm.packages import HarnessError
 
 ROOT = Path(__file__).resolve().parents[1]
-_PATIENCE_S = 45
+_PATIENCE_S = 120
+_SHOWN = 100_000  # characters of an output that are kept
 
 REASONS = (
     ("names no place", r"names no (interface|direction|kernel function|target|tracepoint|cgroup)|no binary is named"
@@ -59,16 +66,18 @@ class Outcome:
     """What became of one object.
 
     Attributes:
+        group: The row of the table it belongs to.
         status: Of the process; negative is a signal, None is no end in time.
         attached: Programs that ran, None if none was tried.
-        lines: JSON lines of rows and events.
+        out: JSON lines of rows and events.
         said: Its stderr.
     """
 
     name: str
+    group: str
     status: int | None
     attached: int | None
-    lines: int
+    out: str
     said: str
 
     @property
@@ -105,62 +114,101 @@ def main() -> int:
     parser.add_argument("directories", metavar="DIRECTORY", nargs="+", type=Path)
     parser.add_argument("--seconds", type=float, default=1.0, help="how long each runs (default: 1)")
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "bag", help="where outputs are kept")
+    parser.add_argument("--kernel", metavar="SERIES", help="5.10, 6.1, 6.12 or newest, in a virtual machine")
     args = parser.parse_args()
+    if channel.in_guest():
+        for given in _here(args):
+            channel.say("outcome", **asdict(given))
+        return 0
     args.output.mkdir(parents=True, exist_ok=True)
-    faulty = False
-    table = [
-        "| objects | number | run | of these in part | with rows or events | say why not | faulty treated |",
-        "|---|--:|--:|--:|--:|--:|--:|",
-    ]
-    reasons: Counter[str] = Counter()
+    release = platform.release()
+    found: list[Outcome] = []
+    if args.kernel:
+        release, heard = _in_guest(args)
+        found += heard
+    else:
+        found += _here(args)
+    for outcome in found:
+        (args.output / f"{outcome.name}.out").write_text(outcome.out)
+        (args.output / f"{outcome.name}.err").write_text(outcome.said)
+        if outcome.fault:
+            print(f"{outcome.name}: {outcome.fault}", file=sys.stderr)
+    print(f"Linux {release}, {platform.machine()}\n")
+    print("| objects | number | run | of these in part | with rows or events | say why not | faulty treated |")
+    print("|---|--:|--:|--:|--:|--:|--:|")
+    for group in dict.fromkeys(outcome.group for outcome in found):
+        print(_row(group, [outcome for outcome in found if outcome.group == group]))
+    print("\n| why not | objects |\n|---|--:|")
+    plain = [outcome for outcome in found if not outcome.name.endswith(".flags")]
+    for reason, count in Counter(outcome.reason for outcome in plain if outcome.status).most_common():
+        print(f"| {reason} | {count} |")
+    return int(any(outcome.fault for outcome in found))
+
+
+def _here(args: argparse.Namespace) -> Iterator[Outcome]:
+    """Run all on the kernel that runs now: of each directory the objects as they are, then those with flags."""
     with repeated(_process, 0.05), _cgroup() as group:
         for directory in args.directories:
-            first, second = [], []
-            for path in sorted(directory.glob("*.o")):
-                plain = _run(path, [], group, args)
-                first.append(plain)
-                flags = path.with_suffix(".flags")
-                if flags.exists():
-                    second.append(_run(path, shlex.split(flags.read_text(), comments=True), group, args))
-                for outcome in (plain, *second[-1:]):
-                    if outcome.name.startswith(path.stem) and outcome.fault:
-                        print(f"{outcome.name}: {outcome.fault}", file=sys.stderr)
-            table.append(_row(directory.name, first))
-            if second:
-                table.append(_row(f"{directory.name}, with flags", second))
-            reasons.update(outcome.reason for outcome in first if outcome.status)
-            faulty = faulty or any(outcome.fault for outcome in (*first, *second))
-    print(f"Linux {platform.release()}, {platform.machine()}\n", *table, sep="\n")
-    print("\n| why not | objects |\n|---|--:|")
-    for reason, count in reasons.most_common():
-        print(f"| {reason} | {count} |")
-    return int(faulty)
+            objects = sorted(directory.glob("*.o"))
+            for path in objects:
+                yield _run(path, [], directory.name, group, args.seconds)
+            for path in objects:
+                if (flags := path.with_suffix(".flags")).exists():
+                    said = shlex.split(flags.read_text(), comments=True)
+                    yield _run(path, said, f"{directory.name}, with flags", group, args.seconds)
+
+
+def _in_guest(args: argparse.Namespace) -> tuple[str, list[Outcome]]:
+    """Run all in a virtual machine; its kernel's release, and what became of each.
+
+    Raises:
+        HarnessError: no such kernel, or the guest died.
+    """
+    given = ROOT / "build" / "bag-given"  # goes into the guest with the rest of the tree
+    matrix = Matrix(parse(["--kernel", args.kernel]))
+    found: list[Outcome] = []
+
+    def heard(event: dict[str, Any]) -> None:
+        if event.pop("event") == "outcome":
+            found.append(Outcome(**event))
+
+    with alone(matrix.home / "lock"):
+        try:
+            for directory in args.directories:
+                shutil.copytree(directory, given / directory.name)
+            folders = [str((given / directory.name).relative_to(ROOT)) for directory in args.directories]
+            order = ["-m", "tests.bag", f"--seconds={args.seconds}", *folders]
+            prepared = matrix.prepared(args.kernel, order)
+        finally:
+            shutil.rmtree(given, ignore_errors=True)
+        if prepared is None:
+            raise HarnessError(f"no kernel {args.kernel} to run them on")
+        kernel, guest = prepared
+        console = matrix.logs(kernel) / "console-bag.log"
+        account = boot(guest, console, case_timeout_s=_PATIENCE_S, heard=heard)
+    if account.death or account.status:
+        raise HarnessError(f"the guest did not end well: {account.death or account.status}; see {console}")
+    return kernel.release, found
 
 
 def _row(name: str, outcomes: Sequence[Outcome]) -> str:
     running = [outcome for outcome in outcomes if outcome.attached]
     part = sum(bool(outcome.errors) for outcome in running)
-    shown = sum(bool(outcome.lines) for outcome in running)
+    shown = sum(bool(outcome.out) for outcome in running)
     why = sum(bool(outcome.status) and not outcome.fault for outcome in outcomes)
     faults = sum(bool(outcome.fault) for outcome in outcomes)
     return f"| {name} | {len(outcomes)} | {len(running)} | {part} | {shown} | {why} | {faults} |"
 
 
-def _run(path: Path, flags: Sequence[str], group: Path, args: argparse.Namespace) -> Outcome:
+def _run(path: Path, flags: Sequence[str], group: str, cgroup: Path, seconds: float) -> Outcome:
     """Run one object apart from the rest of the machine."""
     name = f"{path.stem}.flags" if flags else path.stem
-    skep = [sys.executable, "-m", "exporter", "run", str(path.resolve()), "--no-tty", f"--duration={args.seconds}s"]
-    if args.seconds < 1 or args.seconds != int(args.seconds):
-        skep[-1] = f"--duration={int(args.seconds * 1000)}ms"
-    else:
-        skep[-1] = f"--duration={int(args.seconds)}s"
-    mounts = [
-        line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines() if " - cgroup2 " in line
-    ]
-    inside = "ip link set lo up; " + "".join(f"umount -l {shlex.quote(mount)}; " for mount in mounts)
-    inside += f'mount -t cgroup2 none {shlex.quote(mounts[0])} && exec "$@"'
+    skep = [sys.executable, "-m", "exporter", "run", str(path.resolve()), "--no-tty"]
+    skep.append(f"--duration={int(seconds * 1000)}ms")
+    inside = "ip link set lo up; " + "".join(f"umount -l {shlex.quote(mount)}; " for mount in _cgroup2_mounts())
+    inside += f'mount -t cgroup2 none {shlex.quote(_cgroup2_mounts()[0])} && exec "$@"'
     outside = (
-        f'echo $$ > {shlex.quote(str(group))}/cgroup.procs && exec unshare -n -m -C sh -c {shlex.quote(inside)} _ "$@"'
+        f'echo $$ > {shlex.quote(str(cgroup))}/cgroup.procs && exec unshare -n -m -C sh -c {shlex.quote(inside)} _ "$@"'
     )
     process = subprocess.Popen(
         ["sh", "-c", outside, "_", *skep, *flags],
@@ -168,24 +216,26 @@ def _run(path: Path, flags: Sequence[str], group: Path, args: argparse.Namespace
     )  # fmt: skip
     status: int | None
     try:
-        out, err = process.communicate(timeout=_PATIENCE_S + args.seconds)
+        out, err = process.communicate(timeout=_PATIENCE_S + seconds)
         status = process.returncode
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, 9)
         out, err = process.communicate()
         status = None
-    (args.output / f"{name}.out").write_bytes(out)
-    (args.output / f"{name}.err").write_bytes(err)
     said = err.decode(errors="replace")
     attached = re.search(r"^skep: running .*: (\d+) programs attached", said, re.MULTILINE)
-    return Outcome(name, status, int(attached[1]) if attached else None, out.count(b"\n"), said)
+    shown = out.decode(errors="replace")
+    return Outcome(name, group, status, int(attached[1]) if attached else None, shown[:_SHOWN], said[:_SHOWN])
+
+
+def _cgroup2_mounts() -> list[str]:
+    return [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines() if " - cgroup2 " in line]
 
 
 @contextlib.contextmanager
 def _cgroup() -> Iterator[Path]:
     """A cgroup of our own, which each object sees as the root."""
-    listing = json.loads(subprocess.check_output(["findmnt", "-J", "-t", "cgroup2", "-o", "TARGET"]))
-    group = Path(listing["filesystems"][0]["target"]) / f"skep-bag-{os.getpid()}"
+    group = Path(_cgroup2_mounts()[0]) / f"skep-bag-{os.getpid()}"
     group.mkdir()
     try:
         yield group
