@@ -38,7 +38,7 @@ from tests.vm.machine import boot
 from tests.vm.packages import HarnessError
 
 ROOT = Path(__file__).resolve().parents[1]
-_PATIENCE_S = 120
+_PATIENCE_S = 280  # of an emulated processor; below what a guest may be silent
 _SHOWN = 100_000  # characters of an output that are kept
 
 REASONS = (
