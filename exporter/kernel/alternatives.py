@@ -1,4 +1,4 @@
-"""Which of several programs for one measurement this kernel can run; in the loader child, before it loads.
+"""What this kernel lacks for a program, and which of several for one measurement it can run; in the loader child.
 
 The programs of a group are tried in the order of their ranks, the lowest first, by what
 can be told without loading them: the kernel's version, its types, its tracepoints and its
@@ -63,11 +63,39 @@ def missing(section: str, target: str = "") -> str:
     return f"this kernel ({kernel}) has no {name!r}"
 
 
+def without_target(programs: Sequence[WantedProgram]) -> dict[str, str]:
+    """Those whose typed function or tracepoint this kernel surely does not have, and its name.
+
+    libbpf ends a load at the first of them; so all are told at once.
+    """
+    wanted = {}
+    for program in programs:
+        hook = hook_of(program["section"])
+        name = str(program["attach"].get("target") or split_section(program["section"])[1])
+        if hook is not None and hook.name in _TYPES and name.isidentifier():
+            kind, pattern = _TYPES[hook.name]
+            wanted[program["name"]] = hook.name, name, (kind, pattern.format(name))
+    try:
+        typed = _libbpf.kernel_types([type_ for _, _, type_ in wanted.values()])
+    except OSError:  # no BTF
+        return {}
+    return {
+        program: name
+        for program, (hook_name, name, type_) in wanted.items()
+        if type_ not in typed and not (hook_name in _MODULES and _MODULES[hook_name](name))
+    }
+
+
 def _typed(kind: str, name: str) -> bool:
     try:
         return bool(_libbpf.kernel_types([(kind, name)]))
     except OSError:  # no BTF
         return False
+
+
+def _type(hook: str, name: str) -> bool:
+    kind, pattern = _TYPES[hook]
+    return _typed(kind, pattern.format(name))
 
 
 def _function(name: str) -> bool:
@@ -78,7 +106,7 @@ def _function(name: str) -> bool:
 
 
 def _typed_function(name: str) -> bool:
-    return _typed("function", name) or (symbols.readable() and _function(name))
+    return _type("fentry", name) or (symbols.readable() and _function(name))
 
 
 def _tracepoint(name: str) -> bool:
@@ -88,8 +116,10 @@ def _tracepoint(name: str) -> bool:
 
 def _raw_tracepoint(name: str) -> bool:
     """By its type in the kernel's BTF, or, of a module's, as an event of any category."""
-    if _typed("typedef", f"btf_trace_{name}"):
-        return True
+    return _type("tp_btf", name) or _event(name)
+
+
+def _event(name: str) -> bool:
     roots = _events()
     return not roots or any(
         os.path.isdir(f"{root}/{category}/{name}")  # noqa: PTH112
@@ -110,9 +140,13 @@ def _events() -> list[str]:
     return found
 
 
+_TYPES = {"fentry": ("function", "{}"), "lsm": ("function", "bpf_lsm_{}"), "tp_btf": ("typedef", "btf_trace_{}")}
+"""What the kernel's types have for the target of a hook."""
+_MODULES: dict[str, Callable[[str], bool]] = {"fentry": _function, "tp_btf": _event}
+"""Whether a module may have what the kernel's own types lack."""
 _LOOKS: dict[str, Callable[[str], bool]] = {
     "fentry": _typed_function,
-    "lsm": lambda name: _typed("function", f"bpf_lsm_{name}"),
+    "lsm": lambda name: _type("lsm", name),
     "tp_btf": _raw_tracepoint,
     "tracepoint": _tracepoint,
     "raw_tracepoint": _raw_tracepoint,

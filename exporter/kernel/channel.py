@@ -108,9 +108,13 @@ class CreatedMap(TypedDict):
 
 
 class Answer(TypedDict):
-    """From the child; with it the descriptors of the maps, then of each program that runs and its links."""
+    """From the child; with it the descriptors of the maps, then of each program that runs and its links.
+
+    ``failure`` is of the whole; ``failures`` are of single programs that would be the next to end a load.
+    """
 
     failure: Failure | None
+    failures: list[Failure]
     maps: list[CreatedMap]
     programs: list[LoadedProgram]
     enums: dict[str, dict[str, int]]

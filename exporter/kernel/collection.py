@@ -313,6 +313,11 @@ def load(request: LoadRequest) -> Collection:
             for failure in told
             if failure
         }
+        if answer["failure"] and request.partial and diagnosis.failed_target(log):
+            # Others lack theirs too, and each would end a load of its own.
+            errors = {
+                failure["program"]: _explained(request, failure, "", left_out) for failure in answer["failures"]
+            } | errors
         if answer["failure"]:
             # One program that does not load fails all of them; the others are loaded again without it.
             again = {name: error for name, error in errors.items() if name in sections and name not in refused}

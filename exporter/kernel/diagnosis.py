@@ -243,6 +243,15 @@ def _explain_enums(case: _Case) -> tuple[str, str]:
     return f"kernel: {case.doing}; the types that were given for it are damaged, get them again", "kernel.btf"
 
 
+def _explain_target(case: _Case) -> tuple[str, str]:
+    return _without_target(case, case.failure["program"], case.doing)
+
+
+def _without_target(case: _Case, program: str, target: str) -> tuple[str, str]:
+    has = f"attaches to {target!r}, which {case.kernel} does not have; choose another with attach.target"
+    return f"program {program!r}: section {case.sections.get(program, '')!r} {has}", "kernel.attach_target"
+
+
 def _explain_load(case: _Case) -> tuple[str, str]:
     log, number = case.log, case.errno
     program, complaint = verifier_complaint(log)
@@ -256,8 +265,7 @@ def _explain_load(case: _Case) -> tuple[str, str]:
     if name := failed_target(log):
         target = _TARGET.search(log)
         assert target
-        has = f"attaches to {target[2]!r}, which {case.kernel} does not have; choose another with attach.target"
-        return f"program {name!r}: section {case.sections.get(name, '')!r} {has}", "kernel.attach_target"
+        return _without_target(case, name, target[2])
     if re.search(r"failed to find valid kernel BTF|[Ee]rror loading vmlinux BTF|kernel BTF is missing", log):
         return f"{subject}: needs the types of the running kernel; {case.no_btf}", "kernel.btf"
     if re.search(r"failed to parse target BTF", log):
@@ -452,4 +460,5 @@ _EXPLAIN = {
     "pin": _explain_pin,
     "prepare": _explain_prepare,
     "symbol": _explain_symbol,
+    "target": _explain_target,
 }

@@ -42,6 +42,7 @@ class RefusalError(Exception):
     def __init__(self, stage: str, *, program: str = "", errno: int = 0, doing: str = "") -> None:
         super().__init__(doing)
         self.failure: Failure = {"stage": stage, "program": program, "errno": errno, "doing": doing}
+        self.others: list[Failure] = []
 
     @classmethod
     def by(cls, error: OSError | AttachError, stage: str, *, program: str = "") -> RefusalError:
@@ -64,11 +65,17 @@ def main() -> int:
         else:
             answer, descriptors, _keep_open = _serve(request, given, types)
     except RefusalError as refused:
-        answer = {"failure": refused.failure, "maps": [], "programs": [], "enums": {}, "stages": {}}
+        answer = _nothing()
+        answer["failure"], answer["failures"] = refused.failure, refused.others
         descriptors = []
     channel.send(parent, answer, descriptors)
     # No cleaning up: destroying links would detach what was just handed over.
     os._exit(0)
+
+
+def _nothing() -> Answer:
+    """An answer that says nothing yet."""
+    return {"failure": None, "failures": [], "maps": [], "programs": [], "enums": {}, "stages": {}}
 
 
 def _confine() -> None:
@@ -123,25 +130,28 @@ def _serve(request: Request, image: int, types: list[int]) -> tuple[Answer, list
     try:
         opened.load()
     except OSError as error:
-        raise RefusalError.by(error, "load") from None
+        refused = RefusalError.by(error, "load")
+        without = {*request["skip"], *failures, *passed_over}
+        loaded = [wanted for wanted in request["programs"] if wanted["name"] not in without]
+        refused.others = [
+            RefusalError("target", program=name, doing=target).failure
+            for name, target in alternatives.without_target(loaded).items()
+        ]
+        raise refused from None
     loaded_s = time.monotonic()
     read_maps = [(name, maps[name]) for name in request["read_maps"]]
-    answer: Answer = {
-        "failure": None,
-        "maps": [
-            {
-                "name": name,
-                "type": map_.type,
-                "key_size": map_.key_size,
-                "value_size": map_.value_size,
-                "max_entries": map_.max_entries,
-            }
-            for name, map_ in read_maps
-        ],
-        "programs": [],
-        "enums": enums,
-        "stages": {},
-    }
+    answer = _nothing()
+    answer["enums"] = enums
+    answer["maps"] = [
+        {
+            "name": name,
+            "type": map_.type,
+            "key_size": map_.key_size,
+            "value_size": map_.value_size,
+            "max_entries": map_.max_entries,
+        }
+        for name, map_ in read_maps
+    ]
     descriptors = [map_.fd for _, map_ in read_maps]
     for wanted in request["programs"]:
         name = wanted["name"]
@@ -187,7 +197,7 @@ def _sample(request: SampleRequest, program: int) -> tuple[Answer, list[int], No
         links = sample(program, parse_sampling(rest, request["attach"]), request["cpus"])
     except (OSError, AttachError) as error:
         raise RefusalError.by(error, "attach") from None
-    return {"failure": None, "maps": [], "programs": [], "enums": {}, "stages": {}}, links, None
+    return _nothing(), links, None
 
 
 def _sealed_bytes(image: int, sha256: str) -> mmap.mmap:

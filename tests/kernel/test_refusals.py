@@ -26,6 +26,8 @@ REFUSED = {
     "unchecked_pointer": "raw_tp/sys_enter",
     "missing_member": "raw_tp/sys_enter",
     "missing_typed_tracepoint": "tp_btf/skep_no_such_tracepoint",
+    "missing_function": "fexit/skep_no_such_function",
+    "missing_check": "lsm/skep_no_such_check",
     "missing_tracepoint": "tracepoint/skep/no_such_tracepoint",
     "missing_raw_tracepoint": "raw_tp/skep_no_such_tracepoint",
 }
@@ -87,6 +89,39 @@ def test_programs_that_cannot_attach_are_reported_and_the_others_run(loading: Lo
         assert program.attached or "no_such_tracepoint" in program.error
         assert repr(program.name) not in program.error
         assert bool(program.links) == program.attached
+
+
+def test_programs_without_a_target_cost_one_more_load_and_not_one_each(
+    loading: Loading, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first of them ends libbpf's load; each has its own line all the same."""
+    from exporter.kernel import collection
+
+    started = []
+
+    def starting(*arguments: int) -> subprocess.Popen[bytes]:
+        started.append(start(*arguments))
+        return started[-1]
+
+    start = collection._start
+    monkeypatch.setattr(collection, "_start", starting)
+    names = ("missing_typed_tracepoint", "missing_function", "missing_check")
+    made = loading("refused", *map(refused, names), FINE, partial=True)
+    errors = {program.name: program.error for program in made.programs}
+    assert errors.pop("fine") == ""
+    targets = {name: REFUSED[name].partition("/")[2] for name in names}
+    kernel = f"which this kernel ({probe().release}) does not have; choose another with attach.target"
+    assert errors == {
+        name: f"section {REFUSED[name]!r} attaches to {target!r}, {kernel}" for name, target in targets.items()
+    }
+    assert len(started) == 2
+    with pytest.raises(KernelError, match="missing_typed_tracepoint") as caught:
+        loading("refused", *map(refused, names), FINE, partial=False)
+    assert "missing_function" not in str(caught.value)
+    with pytest.raises(KernelError) as caught:
+        loading("refused", *map(refused, names), partial=True)
+    assert all(name in one_line(caught.value) for name in names) and caught.value.log
+    assert len(started) == 4
 
 
 def test_nothing_attached_is_no_partial_success(loading: Loading) -> None:

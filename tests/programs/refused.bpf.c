@@ -44,6 +44,18 @@ int missing_typed_tracepoint(void *ctx)
 	return 0;
 }
 
+SEC("fexit/skep_no_such_function")
+int missing_function(void *ctx)
+{
+	return 0;
+}
+
+SEC("lsm/skep_no_such_check")
+int missing_check(void *ctx)
+{
+	return 0;
+}
+
 SEC("tracepoint/skep/no_such_tracepoint")
 int missing_tracepoint(void *ctx)
 {
