@@ -232,18 +232,18 @@ def boot(guest: Guest, console: Path, *, case_timeout_s: float, heard: Callable[
     """
     if _ending.is_set():
         raise HarnessError("the run was ended")
+    command = qemu_command(guest, console)
+    if not shutil.which(command[0]):
+        raise HarnessError(f"{command[0]} is not installed; run packaging/setup/system-packages vm")
     account = Account()
     started = time.monotonic()
-    nice = ["nice", "-n", "10"] if shutil.which("nice") else []
-    try:
-        process = subprocess.Popen(
-            [*nice, *qemu_command(guest, console)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-    except FileNotFoundError as error:
-        raise HarnessError("qemu-system-x86_64 is not installed; run packaging/setup/system-packages vm") from error
+    process = subprocess.Popen(
+        # A guest ends with its harness, however that ends; and others go first.
+        ["setpriv", "--pdeathsig", "KILL", "nice", "-n", "10", *command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     assert process.stdout is not None
     assert process.stderr is not None
     _guests.add(process)
