@@ -6,6 +6,7 @@ The addresses are zeros for a process without CAP_SYSLOG; the names are there al
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from functools import cache
 
 PATH = "/proc/kallsyms"
@@ -21,6 +22,14 @@ def _kallsyms() -> bytes:
         return b""
 
 
+def _lines(text: bytes, beginning: bytes) -> Iterator[bytes]:
+    """The lines of symbols whose names begin so. An expression over all lines would take a hundred times as long."""
+    needle, at = b" " + beginning, -1
+    while (at := text.find(needle, at + 1)) >= 0:
+        end = text.find(b"\n", at)
+        yield text[text.rfind(b"\n", 0, at) + 1 : end if end >= 0 else len(text)]
+
+
 def addresses(name: str, *, functions: bool = False, text: bytes | None = None) -> list[int]:
     """Every address a symbol has; of functions only, if asked. A module's name may stand before it and a colon.
 
@@ -29,15 +38,16 @@ def addresses(name: str, *, functions: bool = False, text: bytes | None = None) 
     module, _, symbol = name.rpartition(":")
     kinds = rb"[tTwW]" if functions else rb"\w"
     place = rb"\t\[" + re.escape(module.encode()) + rb"\]" if module else rb"(?:\t\[\w+\])?"
-    pattern = rb"^([0-9a-f]+) " + kinds + rb" " + re.escape(symbol.encode()) + place + rb"$"
-    return [int(found, 16) for found in re.findall(pattern, _kallsyms() if text is None else text, re.MULTILINE)]
+    line = re.compile(rb"([0-9a-f]+) " + kinds + rb" " + re.escape(symbol.encode()) + place)
+    found = _lines(_kallsyms() if text is None else text, symbol.encode())
+    return [int(match[1], 16) for one in found if (match := line.fullmatch(one))]
 
 
 def variants(name: str, *, text: bytes | None = None) -> list[str]:
     """Functions that the compiler made of one: ``name.isra.0``, ``name.constprop.0`` and their kin."""
-    pattern = rb"^[0-9a-f]+ [tT] (" + re.escape(name.encode()) + rb"\.(?:isra|constprop|part|cold)[.\w]*)"
-    found = re.findall(pattern, _kallsyms() if text is None else text, re.MULTILINE)
-    return sorted({one.decode() for one in found})
+    line = re.compile(rb"[0-9a-f]+ [tT] (" + re.escape(name.encode()) + rb"\.(?:isra|constprop|part|cold)[.\w]*).*")
+    found = _lines(_kallsyms() if text is None else text, name.encode() + b".")
+    return sorted({match[1].decode() for one in found if (match := line.fullmatch(one))})
 
 
 def readable() -> bool:
