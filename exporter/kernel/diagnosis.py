@@ -399,6 +399,12 @@ def _place_remedy(case: _Case, program: str, head: str, number: int) -> str:
         return _function_remedy(case, number)
     if head in _UPROBE_SECTIONS and number in (errno.ENOENT, errno.ESRCH, errno.EISDIR, errno.ENOTDIR):
         return "see that file, symbol and process are there, or choose others with attach.binary, attach.target"
+    if head in _TRAMPOLINE_SECTIONS and number == errno.EBUSY:
+        # Any number of programs share a function: it has no call at its beginning that could be turned to them.
+        return (
+            f"{case.kernel} has no place to trace in it (as in a function that is inlined, or marked notrace); "
+            "choose another with attach.target"
+        )
     if number in (errno.EBUSY, errno.EEXIST):
         return f"another program is attached there on {case.kernel}; detach it first"
     if head == "perf_event" and number in (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP, errno.EINVAL):

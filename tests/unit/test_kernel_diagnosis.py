@@ -378,6 +378,13 @@ NO_LOADING = (
         (failing("attach", errno.ENODEV, program="xdp"), "", ROOT, "kernel.attach_target", "attach.interfaces"),
         (failing("attach", errno.EBUSY, program="xdp"), "", ROOT, "kernel.attach_target", "detach it first"),
         (
+            failing("attach", errno.EBUSY, program="fentry"),
+            "",
+            ROOT,
+            "kernel.attach_target",
+            "this kernel (6.12.1) has no place to trace in it (as in a function that is inlined, or marked notrace)",
+        ),
+        (
             failing("attach", errno.ENOENT, program="raw"),
             "loader: attaching program other\nlibbpf: prog 'other': bad: no\nloader: attaching program raw\n"
             "libbpf: prog 'raw': failed to attach to raw tracepoint 'x': No such file or directory\n",
