@@ -13,7 +13,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
-from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from importlib.metadata import Distribution, PackageNotFoundError, distribution, distributions
 from pathlib import Path
 
 from exporter import resources
@@ -79,9 +79,11 @@ def _skep() -> Iterator[Entry]:
         for path in files:
             inside = f"/{path.relative_to(there)}" if path != there else ""
             yield Entry(f"{_PACKAGES}/exporter/share/{name}{inside}", path)
-    for entry in _package(distribution("skep")):
-        if ".dist-info/" in entry.path:
-            yield entry
+    # A build leaves metadata in a checkout that is found before what pip installed, and is not of an installation.
+    installed = (
+        [entry for entry in _package(package) if ".dist-info/" in entry.path] for package in distributions(name="skep")
+    )
+    yield from next(filter(None, installed), ())
 
 
 def _package(package: Distribution) -> Iterator[Entry]:
