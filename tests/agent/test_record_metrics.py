@@ -200,6 +200,18 @@ char LICENSE[] SEC("license") = "GPL";
 """
 
 
+def calls_on_every_cpu() -> int:
+    """One call on each CPU; how many that are."""
+    cpus = os.sched_getaffinity(0)
+    try:
+        for cpu in cpus:
+            os.sched_setaffinity(0, {cpu})
+            make_calls(1)
+    finally:
+        os.sched_setaffinity(0, cpus)
+    return len(cpus)
+
+
 def test_perf_event_array_and_queue_are_streams_like_a_ring(tmp_path: Path) -> None:
     """Events, counts and losses; what does not fit into the perf buffers the kernel counts."""
     path = write(tmp_path, "app", compile_bpf(OTHERS.replace("GETPGID", str(GETPGID)), program=""))
@@ -218,12 +230,20 @@ def test_perf_event_array_and_queue_are_streams_like_a_ring(tmp_path: Path) -> N
         agent.process.send_signal(signal.SIGSTOP)
         make_calls(30_000)
         agent.process.send_signal(signal.SIGCONT)
-        page = agent.wait(
-            lambda page: page.sum("app_perf_total") + page.sum("skep_ring_lost_total", stream="ebpf.perf") == 30_100
-        )
+        made = 30_100
+
+        def complete(page: Page) -> bool:
+            """A CPU's buffer tells what it lost with the next record that it takes, and we may run on another now."""
+            nonlocal made
+            if page.sum("app_perf_total") + page.sum("skep_ring_lost_total", stream="ebpf.perf") == made:
+                return True
+            made += calls_on_every_cpu()
+            return False
+
+        page = agent.wait(complete)
         assert page.sum("skep_ring_lost_total", stream="ebpf.perf") > 1000
         assert page.sum("app_perf_total") > 5000
         assert balances(agent.wait(lambda page: page.sum("skep_events_queued") == 0))
     told = [json.loads(line) for line in (tmp_path / "e.jsonl").read_text().splitlines()]
     queued = [line["attributes"]["number"] for line in told if line["event"] == "app.queued"]
-    assert queued == list(range(1, 1101))
+    assert queued[:1100] == list(range(1, 1101))
