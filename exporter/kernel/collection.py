@@ -313,7 +313,7 @@ def load(request: LoadRequest) -> Collection:
             for failure in told
             if failure
         }
-        if answer["failure"] and request.partial and diagnosis.failed_target(log):
+        if answer["failure"] and diagnosis.failed_target(log):
             # Others lack theirs too, and each would end a load of its own.
             errors = {
                 failure["program"]: _explained(request, failure, "", left_out) for failure in answer["failures"]

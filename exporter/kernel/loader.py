@@ -131,12 +131,13 @@ def _serve(request: Request, image: int, types: list[int]) -> tuple[Answer, list
         opened.load()
     except OSError as error:
         refused = RefusalError.by(error, "load")
-        without = {*request["skip"], *failures, *passed_over}
-        loaded = [wanted for wanted in request["programs"] if wanted["name"] not in without]
-        refused.others = [
-            RefusalError("target", program=name, doing=target).failure
-            for name, target in alternatives.without_target(loaded).items()
-        ]
+        if request["partial"]:  # else it ends here anyhow
+            without = {*request["skip"], *failures, *passed_over}
+            loaded = [wanted for wanted in request["programs"] if wanted["name"] not in without]
+            refused.others = [
+                RefusalError("target", program=name, doing=target).failure
+                for name, target in alternatives.without_target(loaded).items()
+            ]
         raise refused from None
     loaded_s = time.monotonic()
     read_maps = [(name, maps[name]) for name in request["read_maps"]]

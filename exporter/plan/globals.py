@@ -107,7 +107,7 @@ def _bits(btf: Btf, type_id: int, value: GlobalValue, path: str, width: int = 0)
     match btf.resolve(type_id):
         case Struct() | Union() as whole:
             return _members_bits(btf, type_id, whole, value, path)
-        case Array(element_id=element_id, count=count) if not _is_text(btf, element_id):
+        case Array(element_id=element_id, count=count) if not _is_text(btf, type_id, element_id):
             if not isinstance(value, list):
                 raise PlanError(f"{path} is {_shown(value)}; expected a list of up to {count}")
             if len(value) > count:
@@ -149,9 +149,9 @@ def _members(btf: Btf, whole: Struct | Union, offset: int = 0) -> Iterator[tuple
             yield from _members(btf, inner, offset + member.offset_bits)
 
 
-def _is_text(btf: Btf, element_id: int) -> bool:
-    element = btf.resolve(element_id)
-    return isinstance(element, Int) and element.size == 1 and (element.char or element.name == "char")
+def _is_text(btf: Btf, array_id: int, element_id: int) -> bool:
+    one_dimension = not isinstance(btf.resolve(element_id), Array)
+    return one_dimension and layout_of(btf, array_id).fields[0].kind is FieldKind.CHARS
 
 
 def _scalar_bits(field: Field, value: GlobalValue, path: str) -> int:

@@ -10,7 +10,6 @@ import os
 import re
 import socket
 import subprocess
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,7 +147,6 @@ except OSError:
 @contextlib.contextmanager
 def working(directory: Path) -> Iterator[None]:
     """Everything the catalog counts, again and again: processes that end, connections, requests, failed ones, calls."""
-    stop = threading.Event()
     with contextlib.ExitStack() as stack:
         device = None
         if workload.loop_available():
@@ -172,33 +170,27 @@ def working(directory: Path) -> Iterator[None]:
             scarce, _, _ = stack.enter_context(limited)
 
         def work() -> None:
-            while not stop.wait(0.1):
-                if scarce:
-                    workload.use_memory_until_killed(scarce)
-                subprocess.run(["sh", "-c", "false; kill -9 $$"], check=False)
-                for _ in range(20):
-                    subprocess.run(["false"], check=False)
-                with (
-                    socket.create_server(("127.0.0.1", 0)) as server,
-                    socket.create_connection(server.getsockname()),
-                    server.accept()[0],
-                ):
-                    pass
-                if group:
-                    workload.run_in_group(group, IN_GROUP)
-                make_calls(100)
-                with contextlib.suppress(OSError):
-                    Path("/nowhere").stat()
-                if device:
-                    requests(device)
+            if scarce:
+                workload.use_memory_until_killed(scarce)
+            subprocess.run(["sh", "-c", "false; kill -9 $$"], check=False)
+            for _ in range(20):
+                subprocess.run(["false"], check=False)
+            with (
+                socket.create_server(("127.0.0.1", 0)) as server,
+                socket.create_connection(server.getsockname()),
+                server.accept()[0],
+            ):
+                pass
+            if group:
+                workload.run_in_group(group, IN_GROUP)
+            make_calls(100)
+            with contextlib.suppress(OSError):
+                Path("/nowhere").stat()
+            if device:
+                requests(device)
 
-        worker = threading.Thread(target=work)
-        worker.start()
-        try:
+        with workload.repeated(work, 0.1):
             yield
-        finally:
-            stop.set()
-            worker.join()
 
 
 def requests(device: Path) -> None:
